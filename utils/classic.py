@@ -1,0 +1,212 @@
+"""The classic backend: gym 0.23.1, d4rl 1.1 and MuJoCo 2.1.0 through mujoco-py, where the user has them.
+
+It offers the lockstep interface of :mod:`utils.environments`, so ``--backend d4rl`` changes where an episode
+is played and nothing else. It is what the project's own environments are checked against
+(``benchmarks.crosscheck``); they are faster and need none of this. ``utils/install_classic.sh`` builds a
+Python environment that has it all.
+
+gym and d4rl are imported when the first environment is made: this module imports without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+
+__all__ = ["INSTALL_HINT", "ClassicEnvs", "make_lockstep"]
+
+INSTALL_HINT = (
+    "build a Python environment that has it with 'bash utils/install_classic.sh VENV' and run "
+    "'VENV/bin/python run.py --backend d4rl ...', or leave --backend at its default"
+)
+
+
+def make_lockstep(env_name: str, num_envs: int) -> ClassicEnvs:
+    """``num_envs`` original environments of one D4RL id, stepped together.
+
+    Raises UserError (one line) where gym, d4rl or mujoco-py cannot be loaded, or d4rl does not know the id.
+    """
+    return ClassicEnvs(env_name, num_envs)
+
+
+class ClassicEnvs:
+    """N environments of a kind in D4RL's original stack, one after another in this process.
+
+    ``states`` are float64 ``[N, state_dim]`` and actions lie in [-1, 1]. A row that does not run is not
+    stepped: it keeps its last state, with reward 0 and neither flag set.
+
+    ``unstable[i]`` counts the episodes of row i that MuJoCo broke off (mujoco-py raises on NaN or huge
+    accelerations); such an episode ends as terminated, with reward 0 for the broken step and a warning.
+    """
+
+    def __init__(self, env_name: str, num_envs: int) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        self._stack = _load_stack()
+        with _as_d4rl_expects(np.random.default_rng(0)):
+            self._envs = [_make(self._stack.gym, env_name) for _ in range(num_envs)]
+        # Around the environment that owns the generator stand d4rl's NormalizedBoxEnv, then gym's wrappers.
+        self.bases: list[Any] = [env.unwrapped.wrapped_env for env in self._envs]
+        self._is_maze = hasattr(self.bases[0], "set_target")
+        self._has_goal = [False] * num_envs
+        self.env_name = env_name
+        self.num_envs = num_envs
+        self.state_dim = int(self._envs[0].observation_space.shape[0])
+        self.action_dim = int(self._envs[0].action_space.shape[0])
+        self.max_action = float(self._envs[0].action_space.high[0])
+        self.max_episode_steps = int(self._envs[0].spec.max_episode_steps)
+        self.unstable = np.zeros(num_envs, dtype=np.int64)
+        self._states = np.zeros((num_envs, self.state_dim))
+
+    def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """Start an episode in every row, in order -> states ``[N, state_dim]``. Row i draws from ``rngs[i]``.
+
+        One generator may stand for several rows; they then draw from it one after another.
+        """
+        if len(rngs) != self.num_envs:
+            raise ValueError(f"reset needs one generator per environment: {self.num_envs}, not {len(rngs)}")
+        for i, rng in enumerate(rngs):
+            self.reset_one(i, rng)
+        return self._states.copy()
+
+    def reset_one(self, i: int, rng: np.random.Generator) -> np.ndarray:
+        """Start an episode in row i with draws from ``rng`` -> its first state ``[state_dim]``.
+
+        ``numpy.random.default_rng(s)`` gives the start states of gym 0.23.1's ``env.reset(seed=s)``. AntMaze
+        first takes one more number from ``rng``: D4RL draws goals from NumPy's global generator, which is
+        seeded with it for the time of the call and put back afterwards. A v2 maze draws its goal at every
+        reset; a v0 maze keeps one for good, here that of its first reset (D4RL: of its construction, which
+        no seed reaches).
+        """
+        # RandomNumberGenerator adds the old names that d4rl calls; the stream is the bit generator's.
+        self.bases[i].np_random = self._stack.generator(rng.bit_generator)
+        if not self._is_maze:
+            self._states[i] = self._envs[i].reset()
+            return self._states[i].copy()
+        with _as_d4rl_expects(rng):
+            if not self._has_goal[i]:
+                self.bases[i].set_target()
+                self._has_goal[i] = True
+            self._states[i] = self._envs[i].reset()
+        return self._states[i].copy()
+
+    def step(
+        self, actions: np.ndarray, running: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One control step of the rows that run -> states ``[N, S]``, rewards, terminated, truncated ``[N]``.
+
+        Args:
+            actions: ``[N, action_dim]``, given to D4RL in the type they come in (its rescaling to the
+                actuators' range rounds float32 actions to 1e-7, as it does in any program that uses D4RL).
+            running: ``[N]`` bool.
+
+        Raises ValueError for actions of another shape, or not finite in a row that runs.
+        """
+        actions, running = np.asarray(actions), np.asarray(running, dtype=bool)
+        _check_actions(actions, running, (self.num_envs, self.action_dim))
+        rewards = np.zeros(self.num_envs)
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        for i in np.flatnonzero(running):
+            try:
+                self._states[i], rewards[i], done, info = self._envs[i].step(actions[i])
+            except self._stack.instability as error:
+                self.unstable[i] += 1
+                terminated[i] = True
+                warnings.warn(f"{self.env_name}: unstable simulation, episode ended: {error}", stacklevel=2)
+            else:
+                truncated[i] = info.get("TimeLimit.truncated", False)
+                terminated[i] = done and not truncated[i]
+        return self._states.copy(), rewards, terminated, truncated
+
+    def close(self) -> None:
+        """Free the simulations. The environments cannot be used afterwards."""
+        for env in self._envs:
+            env.close()
+        self._envs, self.bases = [], []
+
+
+def _load_stack() -> SimpleNamespace:
+    """The original stack: ``gym``, gym's ``generator`` class, and mujoco-py's ``instability``."""
+    # Silent about the task suites that are not installed (mjrl, flow, carla). No build against a GPU's GL.
+    os.environ.setdefault("D4RL_SUPPRESS_IMPORT_ERROR", "1")
+    os.environ.setdefault("MUJOCO_PY_FORCE_CPU", "1")
+    try:
+        # gym 0.23.1 prints a note on its age, and mujoco-py loads its extension in a deprecated way.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            # `import d4rl` stops at the first suite whose dependencies are missing: name those needed here.
+            import d4rl.gym_mujoco
+            import d4rl.locomotion  # noqa: F401
+            import gym
+            import mujoco_py
+            from gym.utils import seeding
+    # Whatever a third party's import, or the compiler it calls, may raise: one cause, one remedy.
+    except Exception as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise UserError(
+            f"--backend d4rl needs gym 0.23.1, d4rl 1.1 and mujoco-py, which cannot be loaded here "
+            f"({type(error).__name__}: {reason}): {INSTALL_HINT}"
+        ) from error
+    # Errors only: what d4rl calls is "deprecated" in gym 0.23.1, which says so at every call.
+    gym.logger.set_level(gym.logger.ERROR)
+    return SimpleNamespace(
+        gym=gym, generator=seeding.RandomNumberGenerator, instability=mujoco_py.MujocoException
+    )
+
+
+def _make(gym: Any, env_name: str) -> Any:
+    """``gym.make`` without the notes on deprecation that d4rl gives for v0 ids."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return gym.make(env_name)
+    except gym.error.Error as error:
+        raise UserError(f"--backend d4rl: d4rl 1.1 has no environment {env_name!r} ({error})") from error
+
+
+def _check_actions(actions: np.ndarray, running: np.ndarray, shape: tuple[int, int]) -> None:
+    if actions.shape != shape or running.shape != shape[:1]:
+        raise ValueError(
+            f"step needs actions {shape} and running {shape[:1]}, not {actions.shape} and {running.shape}"
+        )
+    if not np.isfinite(actions[running]).all():
+        raise ValueError("an action is NaN or infinite")
+
+
+@contextlib.contextmanager
+def _as_d4rl_expects(rng: np.random.Generator) -> Iterator[None]:
+    """Around a construction or reset of d4rl's: its goal draws seeded, its prints dropped, its files removed.
+
+    D4RL draws goals from NumPy's global generator (seeded from ``rng`` here, restored afterwards), prints
+    each goal, and leaves an open temporary file per maze: a large evaluation would run out of descriptors.
+    """
+    state, make_file = np.random.get_state(), tempfile.mkstemp
+    paths: list[str] = []
+
+    def make_closed_file(*args: Any, **kwargs: Any) -> tuple[int, str]:
+        descriptor, path = make_file(*args, **kwargs)
+        os.close(descriptor)
+        paths.append(path)
+        return descriptor, path
+
+    np.random.seed(int(rng.integers(2**32)))
+    tempfile.mkstemp = make_closed_file
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        np.random.set_state(state)
+        tempfile.mkstemp = make_file
+        for path in paths:
+            os.unlink(path)
