@@ -1,0 +1,211 @@
+"""Every setting, once: default < domain < task < command line.
+
+Edit the tables below for your own studies, or pass a flag of the same name. The numbers are those of the published
+code (DiffCPS, github.com/felix-thu/DiffCPS, from which Table 3 of the paper is made); a value that holds for a whole
+domain stands in the domain's row and nowhere else. This file imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CONFIGS", "Config", "DiffCPSConfig", "domain", "explain", "get", "known_tasks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every algorithm reads: the data, the length of a run, evaluation, and the shared optimiser settings."""
+
+    reward_tune: str = "no"  # no | normalize | iql_locomotion | iql_antmaze | cql_antmaze | antmaze
+    batch_size: int = 256
+    num_epochs: int = 2000
+    num_steps_per_epoch: int = 1000
+    eval_interval: int = 50  # epochs between evaluations
+    eval_episodes: int = 10
+    action_candidates: int = 50  # actions a state at evaluation, one drawn by softmax of the critics' minimum
+    learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4  # the published code has one for all tasks, whatever the policy's is
+    lr_decay: bool = False  # as published: ends at 0.999 of the start
+    lr_decay_full: bool = False  # a cosine that ends at zero
+    grad_norm: float = 1.0  # every network's gradient is clipped at this norm; 0: no clipping
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    max_q_backup: bool = False  # best of 10 next actions in the critics' target
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(Config):
+    """What every policy with a variance-preserving diffusion chain reads."""
+
+    diffusion_steps: int = 5
+    beta_schedule: str = "vp"  # vp | linear | cosine
+    ema_decay: float = 0.995  # decay of the policy's average
+    ema_start: int = 1000  # first gradient step at which that average moves
+    ema_interval: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffCPSConfig(DiffusionConfig):
+    """DiffCPS: the constraint and its multiplier lambda."""
+
+    kappa: float = 0.06  # bound of the denoising loss; the published command calls it target_kl
+    lambda_init: float = 1.0
+    lambda_min: float = 0.0
+    lambda_max: float = 100.0
+    lambda_learning_rate: float = 3e-5
+    lambda_anti_windup: bool = False  # clamp the stored lambda too, not only the used one
+    policy_interval: int = 2  # policy and lambda move every so many steps
+
+
+CONFIGS: dict[str, type[Config]] = {"diffcps": DiffCPSConfig}
+
+Row = dict[str, Any]
+
+# --- Domains ---------------------------------------------------------------------------------------------------------
+
+LOCOMOTION = tuple(
+    f"{robot}-{quality}-v2"
+    for robot in ("halfcheetah", "hopper", "walker2d")
+    for quality in ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
+)
+ANTMAZE = tuple(
+    f"antmaze-{maze}-v{version}"
+    for version in (0, 2)
+    for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+)
+
+DOMAINS: dict[str, tuple[str, ...]] = {"locomotion": LOCOMOTION, "antmaze": ANTMAZE}
+
+DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
+    "diffcps": {
+        "locomotion": {},
+        "antmaze": {
+            "reward_tune": "cql_antmaze",
+            "num_epochs": 1000,
+            "eval_episodes": 100,
+            "max_q_backup": True,
+            "lambda_min": 0.3,
+            "kappa": 0.2,
+        },
+    },
+}
+
+# --- Tasks -----------------------------------------------------------------------------------------------------------
+
+TASK_SETTINGS: dict[str, dict[str, Row]] = {
+    "diffcps": {
+        "halfcheetah-medium-v2": {"kappa": 0.06, "grad_norm": 9.0},
+        "hopper-medium-v2": {"kappa": 0.05, "grad_norm": 9.0},
+        "walker2d-medium-v2": {"kappa": 0.03, "grad_norm": 1.0},
+        "halfcheetah-medium-replay-v2": {"kappa": 0.06, "grad_norm": 2.0},
+        "hopper-medium-replay-v2": {"kappa": 0.03, "grad_norm": 4.0},
+        "walker2d-medium-replay-v2": {"kappa": 0.03, "grad_norm": 4.0},
+        "halfcheetah-medium-expert-v2": {"kappa": 0.04, "grad_norm": 7.0},
+        "hopper-medium-expert-v2": {"kappa": 0.03, "grad_norm": 5.0},
+        "walker2d-medium-expert-v2": {"kappa": 0.04, "grad_norm": 5.0},
+        "antmaze-umaze-v0": {"lambda_init": 3.0, "grad_norm": 2.0, "max_q_backup": False},
+        "antmaze-umaze-diverse-v0": {"lambda_init": 3.0, "grad_norm": 3.0, "kappa": 0.09},
+        "antmaze-medium-play-v0": {"learning_rate": 1e-3, "grad_norm": 2.0, "kappa": 0.3},
+        "antmaze-medium-diverse-v0": {"grad_norm": 1.0},
+        "antmaze-large-play-v0": {"lambda_init": 0.5, "grad_norm": 10.0, "policy_interval": 4},
+        "antmaze-large-diverse-v0": {"lambda_init": 0.5, "grad_norm": 7.0, "policy_interval": 4},
+    },
+}
+
+PAPER_TASKS: tuple[str, ...] = tuple(TASK_SETTINGS["diffcps"])  # the 15 rows of Table 1
+
+
+# --- Looking up --------------------------------------------------------------------------------------------------------
+
+
+def known_tasks() -> tuple[str, ...]:
+    """Every task name that has a domain."""
+    return tuple(task for tasks in DOMAINS.values() for task in tasks)
+
+
+def domain(env_name: str) -> str:
+    """The domain of a task. Raises ValueError with the known tasks for an unknown one."""
+    for name, tasks in DOMAINS.items():
+        if env_name in tasks:
+            return name
+    raise ValueError(f"unknown task {env_name!r}; known: {', '.join(known_tasks())}")
+
+
+def _task_row(algo: str, env_name: str) -> Row:
+    """The task's own row; AntMaze's v2 ids use the v0 settings (the paper names no version, its code uses v0)."""
+    rows = TASK_SETTINGS[algo]
+    if env_name not in rows and env_name.startswith("antmaze") and env_name.endswith("-v2"):
+        env_name = env_name.removesuffix("2") + "0"
+    return rows.get(env_name, {})
+
+
+def explain(algo: str, env_name: str, overrides: Row | None = None) -> dict[str, tuple[Any, str]]:
+    """Each setting's value and where it came from: default, domain, task or command line.
+
+    Raises ValueError for an unknown algorithm, task or setting (naming the known ones) or a value of the wrong kind.
+    """
+    if algo not in CONFIGS:
+        raise ValueError(f"unknown algorithm {algo!r}; known: {', '.join(CONFIGS)}")
+    fields = {f.name: f for f in dataclasses.fields(CONFIGS[algo])}
+    found = {name: (field.default, "default") for name, field in fields.items()}
+    sources = (
+        (f"domain {domain(env_name)}", DOMAIN_SETTINGS[algo].get(domain(env_name), {})),
+        (f"task {env_name}", _task_row(algo, env_name)),
+        ("command line", overrides or {}),
+    )
+    for origin, row in sources:
+        for name, value in row.items():
+            if name not in fields:
+                raise ValueError(f"unknown setting {name!r} for {algo}; known: {', '.join(fields)}")
+            found[name] = (_checked(name, value, fields[name].default), origin)
+    return found
+
+
+def get(algo: str, env_name: str, **overrides: Any) -> Any:
+    """The settings of `algo` on a task as a frozen dataclass. Raises ValueError as `explain` does."""
+    config = (
+        CONFIGS[algo](**{n: v for n, (v, _) in explain(algo, env_name, overrides).items()})
+        if algo in CONFIGS
+        else None
+    )
+    if config is None:
+        raise ValueError(f"unknown algorithm {algo!r}; known: {', '.join(CONFIGS)}")
+    _check_ranges(config)
+    return config
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """`value` as the default's type; an integer may stand for a float, nothing else is converted."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{name} must be {type(default).__name__}, not {value!r}")
+    return value
+
+
+POSITIVE = (
+    "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
+    "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval", "ema_interval",
+)  # fmt: skip
+FRACTIONS = ("discount", "tau", "ema_decay")
+NOT_NEGATIVE = ("grad_norm", "kappa", "lambda_min", "ema_start")
+
+
+def _check_ranges(config: Config) -> None:
+    """Raises ValueError for a value that no run could use."""
+    values = dataclasses.asdict(config)
+    for name, value in values.items():
+        if isinstance(value, float) and value != value:
+            raise ValueError(f"{name} must be a number, not NaN")
+        if name in POSITIVE and not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}")
+        if name in FRACTIONS and not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], not {value}")
+        if name in NOT_NEGATIVE and value < 0:
+            raise ValueError(f"{name} must be at least 0, not {value}")
+    if "lambda_min" in values and values["lambda_min"] > values["lambda_max"]:
+        raise ValueError(f"lambda_min ({values['lambda_min']}) is above lambda_max ({values['lambda_max']})")
+    if values["lr_decay"] and values["lr_decay_full"]:
+        raise ValueError("lr_decay and lr_decay_full exclude each other; choose one")

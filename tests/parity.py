@@ -1,0 +1,79 @@
+"""Regenerates the inputs of a recorded case from its configuration (the rule is spelt out in `inputs`).
+
+The recordings hold what the published code of DiffCPS, Diffusion-QL and DTQL computed over a few gradient steps.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def load(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The configuration and the outcome of a recorded case."""
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        recorded = {key: file[key] for key in file.files}
+    return json.loads(str(recorded.pop("config"))), recorded
+
+
+def weights(config: dict[str, Any], rs: np.random.RandomState) -> dict[str, dict[str, torch.Tensor]]:
+    """Normal weights scaled by 1 / sqrt(fan in); 64 stands in for a vector's."""
+    networks = {}
+    for network, shapes in config["shapes"].items():
+        networks[network] = {
+            name: _tensor(rs.standard_normal(shape) / np.sqrt(shape[1] if len(shape) == 2 else 64))
+            for name, shape in shapes
+        }
+    return networks
+
+
+def batches(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[str, torch.Tensor]]:
+    """One batch a step, without the seeds axis."""
+    K, B, S, A = (config[k] for k in ("updates", "batch_size", "state_dim", "action_dim"))
+    drawn = {
+        "states": rs.standard_normal((K, B, S)),
+        "actions": np.tanh(rs.standard_normal((K, B, A))) * config["max_action"] * 0.95,
+        "next_states": rs.standard_normal((K, B, S)),
+        "rewards": rs.standard_normal((K, B, 1)),
+        "not_dones": rs.random_sample((K, B, 1)) > 0.05,
+    }
+    return [{name: _tensor(value[k]) for name, value in drawn.items()} for k in range(K)]
+
+
+def chain_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[str, torch.Tensor]]:
+    """Draws of DiffCPS and Diffusion-QL, one dict a step, without the seeds axis."""
+    K, B, A, T = (config[k] for k in ("updates", "batch_size", "action_dim", "T"))
+    R = 10 if config["max_q_backup"] else 1
+    drawn = {
+        "next_action_noise": rs.standard_normal((K, T, B * R, A)),
+        "timesteps": rs.randint(0, T, (K, B)),
+        "noise": rs.standard_normal((K, B, A)),
+        "policy_noise": rs.standard_normal((K, T, B, A)),
+        "critic_choice": rs.randint(0, 2, K),
+    }
+    integer = ("timesteps", "critic_choice")
+    return [
+        {n: torch.as_tensor(v[k]).long() if n in integer else _tensor(v[k]) for n, v in drawn.items()}
+        for k in range(K)
+    ]
+
+
+def stacked(per_step: dict[str, torch.Tensor], seeds: int) -> dict[str, torch.Tensor]:
+    """The same numbers for every seed: a leading seeds axis."""
+    return {name: value.expand(seeds, *value.shape).clone() for name, value in per_step.items()}
+
+
+def summary(value: torch.Tensor) -> np.ndarray:
+    """[norm, sum, max abs, first 24 entries, last 24 entries], as the recordings hold each parameter."""
+    x = value.detach().double().flatten().numpy()
+    return np.concatenate([[np.linalg.norm(x), x.sum(), np.abs(x).max()], x[:24], x[-24:]])
+
+
+def _tensor(value: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(value, dtype=np.float32))
