@@ -63,7 +63,7 @@ CONFIGS: dict[str, type[Config]] = {"diffcps": DiffCPSConfig}
 
 Row = dict[str, Any]
 
-# --- Domains ---------------------------------------------------------------------------------------------------------
+# --- Domains --------------------------------------------------------------------------------------
 
 LOCOMOTION = tuple(
     f"{robot}-{quality}-v2"
@@ -92,7 +92,7 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
     },
 }
 
-# --- Tasks -----------------------------------------------------------------------------------------------------------
+# --- Tasks ----------------------------------------------------------------------------------------
 
 TASK_SETTINGS: dict[str, dict[str, Row]] = {
     "diffcps": {
@@ -117,7 +117,7 @@ TASK_SETTINGS: dict[str, dict[str, Row]] = {
 PAPER_TASKS: tuple[str, ...] = tuple(TASK_SETTINGS["diffcps"])  # the 15 rows of Table 1
 
 
-# --- Looking up --------------------------------------------------------------------------------------------------------
+# --- Looking up -----------------------------------------------------------------------------------
 
 
 def known_tasks() -> tuple[str, ...]:
@@ -165,13 +165,8 @@ def explain(algo: str, env_name: str, overrides: Row | None = None) -> dict[str,
 
 def get(algo: str, env_name: str, **overrides: Any) -> Any:
     """The settings of `algo` on a task as a frozen dataclass. Raises ValueError as `explain` does."""
-    config = (
-        CONFIGS[algo](**{n: v for n, (v, _) in explain(algo, env_name, overrides).items()})
-        if algo in CONFIGS
-        else None
-    )
-    if config is None:
-        raise ValueError(f"unknown algorithm {algo!r}; known: {', '.join(CONFIGS)}")
+    settings = explain(algo, env_name, overrides)
+    config = CONFIGS[algo](**{name: value for name, (value, _) in settings.items()})
     _check_ranges(config)
     return config
 

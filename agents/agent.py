@@ -107,9 +107,7 @@ def exponentials(rng: Rng, seeds: int, shape: Sequence[int]) -> Tensor:
 
 def integers(rng: Rng, seeds: int, steps: int, high: int, shape: Sequence[int]) -> Tensor:
     """Integers [steps, S, *shape] in 0 .. high - 1."""
-    drawn = [
-        torch.randint(high, (steps, *shape), generator=g, device=g.device) for g in _generators(rng, seeds)
-    ]
+    drawn = [torch.randint(high, (steps, *shape), generator=g, device=g.device) for g in _generators(rng, seeds)]
     return torch.stack(drawn, dim=1)
 
 
@@ -155,12 +153,16 @@ class Agent:
         """One CPU generator a seed for the initial weights: the same start on every device."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
-    # --- What depends on the step number alone ---------------------------------------------------------------------
+    # --- What depends on the step number alone --------------------------------------------------------
 
     @property
     def period(self) -> int:
         """Number of steps after which the pattern of updates repeats."""
         return 1
+
+    def phase(self, step: int) -> int:
+        """Which updates are due may differ between phases of training; within one they repeat with `period`."""
+        return 0
 
     def schedule(self, step: int) -> tuple[float, ...]:
         """The numbers that change over training at `step` (rates, weights of averages); see `apply_schedule`."""
@@ -178,7 +180,7 @@ class Agent:
             self.apply_schedule(values)
             self._prepared = values
 
-    # --- The update ------------------------------------------------------------------------------------------------
+    # --- The update -----------------------------------------------------------------------------------
 
     def draw(self, rng: Rng, batch_size: int, steps: int | None = None) -> dict[str, Tensor]:
         """Every random number that one update needs, or with `steps` that many updates (a first axis more)."""
@@ -210,9 +212,7 @@ class Agent:
             if active is None:
                 return self.actions_for(states, noise)
             # A fixed number of rows a seed, padded: the batched products need one shape for all seeds.
-            rows = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[
-                :, : int(active.sum(1).max())
-            ]
+            rows = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(active.sum(1).max())]
             seeds = torch.arange(states.shape[0], device=rows.device).unsqueeze(1)
             chosen = self.actions_for(states[seeds, rows], {k: v[seeds, rows] for k, v in noise.items()})
             actions = torch.zeros(*states.shape[:2], self.action_dim, device=states.device)
@@ -227,7 +227,7 @@ class Agent:
         """The policy as a pure function of states [S, N, state_dim] and the numbers of `act_draws`."""
         raise NotImplementedError
 
-    # --- State -----------------------------------------------------------------------------------------------------
+    # --- State ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs. Every tensor has the seeds axis first; the rest are plain values."""
@@ -243,9 +243,7 @@ class Agent:
             value = saved["networks"].get(name)
             if value is None or value.numel() != parameters.flat.numel():
                 size = "missing" if value is None else tuple(value.shape)
-                raise ValueError(
-                    f"the saved {name!r} is {size}; this agent's is {tuple(parameters.flat.shape)}"
-                )
+                raise ValueError(f"the saved {name!r} is {size}; this agent's is {tuple(parameters.flat.shape)}")
         for name, parameters in self.networks.items():
             parameters.flat.copy_(saved["networks"][name].view_as(parameters.flat))
         for name, optimizer in self.optimizers.items():

@@ -103,7 +103,7 @@ class DiffCPS(Agent):
             "critic_choice": integers(rng, n, steps, 2, ()),
         }
 
-    # --- The update: Algorithm 1 -------------------------------------------------------------------------------------
+    # --- The update: Algorithm 1 ----------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         c = self.config
@@ -136,9 +136,7 @@ class DiffCPS(Agent):
     def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """lambda L_c - Q_i / mean |Q_j|, i drawn by coin and j the other critic (DEVIATIONS 3) [S]."""
         states, choice = batch["states"], draws["critic_choice"]
-        kl_loss = self.diffusion.loss(
-            self.actor, batch["actions"], states, draws["timesteps"], draws["noise"]
-        )
+        kl_loss = self.diffusion.loss(self.actor, batch["actions"], states, draws["timesteps"], draws["noise"])
         actions = self.diffusion.sample(self.actor, states, draws["policy_noise"])
         scale = self.critic.one(1 - choice, states, actions.detach()).abs().mean(dim=1)
         q_loss = -self.critic.one(choice, states, actions).mean(dim=1) / scale
@@ -160,7 +158,7 @@ class DiffCPS(Agent):
             self.multiplier.flat.clamp_(self.config.lambda_min, self.config.lambda_max)
         return size
 
-    # --- Acting --------------------------------------------------------------------------------------------------------
+    # --- Acting ---------------------------------------------------------------------------------------
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
         n, candidates = self.num_seeds, self.config.action_candidates
@@ -175,7 +173,7 @@ class DiffCPS(Agent):
         shape = noise["exponential"].shape
         return candidates_softmax(values.view(shape), actions.view(*shape, -1), noise["exponential"])
 
-    # --- Published names -------------------------------------------------------------------------------------------------
+    # --- Published names ------------------------------------------------------------------------------
 
     def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Weights as the published code saves them (`actor`, `critic`, and perhaps `ema`, `critic_target`).

@@ -64,17 +64,13 @@ class Diffusion:
         self._deviation = variance.clamp(min=1e-20).log().mul(0.5).exp().tolist()
         self._step_numbers = torch.arange(steps, device=device)
 
-    def loss(
-        self, network: NoiseNetwork, actions: Tensor, states: Tensor, timesteps: Tensor, noise: Tensor
-    ) -> Tensor:
+    def loss(self, network: NoiseNetwork, actions: Tensor, states: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Denoising loss, mean over rows and dimensions, one value a seed [S].
 
         E || eps - eps_theta(sqrt(alpha-bar_i) a + sqrt(1 - alpha-bar_i) eps, s, i) ||^2, the term L_c of the paper.
         actions, noise [S, B, A]; states [S, B, state_dim]; timesteps [S, B] in 0 .. T - 1.
         """
-        diffused = (
-            self.signal[timesteps].unsqueeze(-1) * actions + self.spread[timesteps].unsqueeze(-1) * noise
-        )
+        diffused = self.signal[timesteps].unsqueeze(-1) * actions + self.spread[timesteps].unsqueeze(-1) * noise
         # Picking rows by a product keeps the backward pass free of atomic adds, hence deterministic on a GPU.
         chosen = (timesteps.unsqueeze(-1) == self._step_numbers).to(actions.dtype)
         condition = torch.baddbmm(network.state_part(states), chosen, network.time_part())

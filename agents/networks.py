@@ -79,9 +79,7 @@ class Parameters:
     to `flat` (or a slice) in place only: the slices, and graphs captured over them, stay valid.
     """
 
-    def __init__(
-        self, shapes: Shapes, members: int, device: torch.device | str, trainable: bool = True
-    ) -> None:
+    def __init__(self, shapes: Shapes, members: int, device: torch.device | str, trainable: bool = True) -> None:
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.members = members
         self.trainable = trainable

@@ -59,8 +59,7 @@ def chain_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[
     }
     integer = ("timesteps", "critic_choice")
     return [
-        {n: torch.as_tensor(v[k]).long() if n in integer else _tensor(v[k]) for n, v in drawn.items()}
-        for k in range(K)
+        {n: torch.as_tensor(v[k]).long() if n in integer else _tensor(v[k]) for n, v in drawn.items()} for k in range(K)
     ]
 
 
