@@ -1,4 +1,4 @@
-"""Many environments of one kind, stepped together: one compiled model, one `MjData` each, one thread a core."""
+"""Many environments of one kind, stepped together: one compiled model, an `MjData` each, a thread a core."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from utils.errors import UserError
-from utils.physics import count_instabilities
+from utils.physics import unstable
 
 __all__ = ["LockstepEnvs"]
 
@@ -19,22 +19,21 @@ __all__ = ["LockstepEnvs"]
 class LockstepEnvs:
     """N environments that step together and give, bit for bit, what N single ones give.
 
-    The prototype lends its model, its reset and its vectorised rules; only `mj_step`, which releases Python's lock,
-    runs a row at a time, spread over the cores. (`mujoco.rollout` would save those calls, but does not hand back
-    the warm start of each row, without which the next step differs.)
+    A registered environment lends its model, its reset and its rules for arrays; only `mj_step`, which releases
+    Python's lock, runs a row at a time, spread over the cores. (`mujoco.rollout` would save those calls, but does
+    not hand back each row's warm start, without which the next step differs.)
 
     Attributes:
         num_envs: N.
         state_dim, action_dim, max_action, max_episode_steps: the task's sizes and limits.
         unstable: int [N], the unstable episodes of each row since construction.
-        goals: float64 [N, 2], AntMaze's goals (None elsewhere).
     """
 
     def __init__(self, prototype: gymnasium.Env, num_envs: int) -> None:
-        """Take over a registered environment; it must not be used by anyone else from here on.
+        """Take over an environment, which nobody else may use from here on.
 
         Args:
-            prototype: one of this project's registered environments, with its time limit.
+            prototype: one of `utils.environments`, with its time limit.
             num_envs: N >= 1.
 
         Raises:
@@ -45,26 +44,45 @@ class LockstepEnvs:
         self._prototype = prototype
         self._task: Any = prototype.unwrapped
         self.num_envs = num_envs
-        self.state_dim = int(np.prod(prototype.observation_space.shape))
-        self.action_dim = int(np.prod(prototype.action_space.shape))
-        self.max_action = float(prototype.action_space.high.max())
+        self.state_dim = prototype.observation_space.shape[0]
+        self.action_dim = prototype.action_space.shape[0]
+        self.max_action = float(prototype.action_space.high[0])
         self.max_episode_steps = int(prototype.spec.max_episode_steps)
         model = self._task.model
         self._datas = [mujoco.MjData(model) for _ in range(num_envs)]
         self._qpos = np.zeros((num_envs, model.nq))
         self._qvel = np.zeros((num_envs, model.nv))
         self._states = np.zeros((num_envs, self.state_dim))
+        self._goals = np.zeros((num_envs, 2)) if hasattr(self._task, "target_goal") else None
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self.unstable = np.zeros(num_envs, dtype=np.int64)
-        self._workers = min(num_envs, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._workers) if self._workers > 1 else None
+        self._threads = min(num_envs, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads - 1) if self._threads > 1 else None
+
+    @property
+    def goals(self) -> np.ndarray | None:
+        """AntMaze's goals, float64 [N, 2] in metres (a copy); None in other tasks."""
+        return None if self._goals is None else self._goals.copy()
+
+    def set_goals(self, goals: np.ndarray) -> None:
+        """Give each row its goal [N, 2], in metres, until its next reset.
+
+        Raises:
+            UserError: the task has no goals, or they are not [N, 2] finite numbers.
+        """
+        goals = np.array(goals, dtype=np.float64)
+        if self._goals is None:
+            raise UserError("only AntMaze has goals to set")
+        if goals.shape != self._goals.shape or not np.isfinite(goals).all():
+            raise UserError(f"goals must be finite and of shape {self._goals.shape}, not {goals.shape}")
+        self._goals = goals
 
     def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """Start every row anew, in order.
 
-        The same generator may stand in several rows: they then draw from it one after another, exactly as as many
-        resets of one seeded environment do (`gymnasium.utils.seeding.np_random(seed)[0]` is what `reset(seed=seed)`
-        and gym's `env.seed(seed)` make).
+        A generator stands for one seeded environment (`gymnasium.utils.seeding.np_random(seed)[0]` is what
+        `reset(seed=seed)` and gym's `env.seed(seed)` make) and may stand in several rows: they then draw from it
+        one after another, as successive resets of that environment do. So they share AntMaze-v0's one goal.
 
         Args:
             rngs: one generator a row.
@@ -85,16 +103,17 @@ class LockstepEnvs:
         """Start one row anew while the others go on; returns its state, float64 [state_dim]."""
         task, data = self._task, self._datas[row]
         task.data, task.np_random = data, rng
-        observation, _ = task.reset()
+        if self._goals is not None:
+            task.unsettle_goal()
+        self._states[row], _ = task.reset()
         self._qpos[row], self._qvel[row] = data.qpos, data.qvel
-        self._states[row] = observation
+        if self._goals is not None:
+            self._goals[row] = task.target_goal
         self._elapsed[row] = 0
         return self._states[row].copy()
 
-    def step(
-        self, actions: np.ndarray, running: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Step the running rows; the others keep their last state and get reward 0, terminated and truncated False.
+    def step(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Step the running rows; the others keep their last state and get reward 0 and False.
 
         A row whose simulation becomes unstable keeps its last state, gets reward 0, is terminated, warned of and
         counted in `unstable`.
@@ -109,7 +128,7 @@ class LockstepEnvs:
         Raises:
             UserError: a running row's action is NaN or infinite, or a shape is wrong.
         """
-        actions, running = np.asarray(actions), np.asarray(running)
+        actions, running = np.asarray(actions), np.asarray(running, dtype=bool)
         if actions.shape != (self.num_envs, self.action_dim) or running.shape != (self.num_envs,):
             raise UserError(
                 f"step got actions {actions.shape} and running {running.shape}; "
@@ -125,13 +144,12 @@ class LockstepEnvs:
         self._simulate(rows, controls)
         qpos, qvel = self._qpos[rows], self._qvel[rows]
         states = self._task.observe(qpos, qvel)
-        rewards[rows], terminated[rows] = self._task.judge(before, qpos, qvel, controls)
+        goals = None if self._goals is None else self._goals[rows]
+        rewards[rows], terminated[rows] = self._task.judge(before, qpos, qvel, controls, goals)
         self._elapsed[rows] += 1
         truncated[rows] = self._elapsed[rows] >= self.max_episode_steps
-        bad = self._unstable_rows(rows, states)
-        if bad.any():
-            self._end_unstable(rows[bad])
-            rewards[rows[bad]], terminated[rows[bad]] = 0.0, True
+        bad = self._unstable(rows, states)
+        rewards[rows[bad]], terminated[rows[bad]] = 0.0, True
         self._states[rows[~bad]] = states[~bad]
         return self._states.copy(), rewards, terminated, truncated
 
@@ -142,14 +160,12 @@ class LockstepEnvs:
         self._prototype.close()
 
     def _simulate(self, rows: np.ndarray, controls: np.ndarray) -> None:
-        if self._pool is None:
-            self._simulate_rows(rows, controls)
-            return
-        parts = np.array_split(np.arange(rows.size), self._workers)
-        done = [self._pool.submit(self._simulate_rows, rows[part], controls[part]) for part in parts[1:]]
+        """Step every row's simulation: this thread takes one part, the pool the others."""
+        parts = np.array_split(np.arange(rows.size), self._threads)
+        others = [self._pool.submit(self._simulate_rows, rows[part], controls[part]) for part in parts[1:]]
         self._simulate_rows(rows[parts[0]], controls[parts[0]])
-        for future in done:
-            future.result()
+        for other in others:
+            other.result()
 
     def _simulate_rows(self, rows: np.ndarray, controls: np.ndarray) -> None:
         model, frame_skip = self._task.model, self._task.frame_skip
@@ -159,14 +175,14 @@ class LockstepEnvs:
             mujoco.mj_step(model, data, frame_skip)
             self._qpos[row], self._qvel[row] = data.qpos, data.qvel
 
-    def _unstable_rows(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
-        warned = np.array([count_instabilities(self._datas[row]) > 0 for row in rows])
-        return warned | ~np.isfinite(states).all(axis=1)
-
-    def _end_unstable(self, rows: np.ndarray) -> None:
-        self.unstable[rows] += 1
-        warnings.warn(
-            f"the simulation of environment {rows.tolist()} became unstable: its episode ends here, with reward 0",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    def _unstable(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Find, count and warn of the rows whose simulation was unstable: bool [n]."""
+        bad = ~np.isfinite(states).all(axis=1) | [unstable(self._datas[row]) for row in rows]
+        if bad.any():
+            self.unstable[rows[bad]] += 1
+            warnings.warn(
+                f"the simulation of environments {rows[bad].tolist()} became unstable: their episodes end",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return bad
