@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,10 @@ from utils.errors import UserError
 from utils.physics import unstable
 
 __all__ = ["LockstepEnvs"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LockstepEnvs:
@@ -29,18 +33,19 @@ class LockstepEnvs:
         unstable: int [N], the unstable episodes of each row since construction.
     """
 
-    def __init__(self, prototype: gymnasium.Env, num_envs: int) -> None:
+    def __init__(self, prototype: gymnasium.Env, num_envs: int, threads: int | None = None) -> None:
         """Take over an environment, which nobody else may use from here on.
 
         Args:
             prototype: one of `utils.environments`, with its time limit.
             num_envs: N >= 1.
+            threads: how many to simulate with, >= 1; default: the cores that this process may use.
 
         Raises:
-            UserError: num_envs < 1.
+            UserError: num_envs or threads < 1.
         """
-        if num_envs < 1:
-            raise UserError(f"num_envs is {num_envs}; at least one environment is needed")
+        if num_envs < 1 or (threads is not None and threads < 1):
+            raise UserError(f"num_envs is {num_envs} and threads {threads}; at least one of each is needed")
         self._prototype = prototype
         self._task: Any = prototype.unwrapped
         self.num_envs = num_envs
@@ -56,8 +61,9 @@ class LockstepEnvs:
         self._goals = np.zeros((num_envs, 2)) if hasattr(self._task, "target_goal") else None
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self.unstable = np.zeros(num_envs, dtype=np.int64)
-        self._threads = min(num_envs, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._threads - 1) if self._threads > 1 else None
+        self._broken = np.zeros(num_envs, dtype=bool)
+        self._helpers = min(num_envs, threads or _cores()) - 1
+        self._pool = ThreadPoolExecutor(self._helpers) if self._helpers else None
 
     @property
     def goals(self) -> np.ndarray | None:
@@ -160,24 +166,29 @@ class LockstepEnvs:
         self._prototype.close()
 
     def _simulate(self, rows: np.ndarray, controls: np.ndarray) -> None:
-        """Step every row's simulation: this thread takes one part, the pool the others."""
-        parts = np.array_split(np.arange(rows.size), self._threads)
-        others = [self._pool.submit(self._simulate_rows, rows[part], controls[part]) for part in parts[1:]]
-        self._simulate_rows(rows[parts[0]], controls[parts[0]])
-        for other in others:
-            other.result()
+        """Simulate one step of the rows: this thread and its helpers take the next row until none is left.
 
-    def _simulate_rows(self, rows: np.ndarray, controls: np.ndarray) -> None:
+        So a helper that a busy machine wakes late costs nothing: its call is cancelled, its rows are done.
+        """
+        jobs = iter(list(zip(rows.tolist(), controls, strict=True)))
+        calls = [self._pool.submit(self._work, jobs) for _ in range(min(self._helpers, rows.size - 1))]
+        self._work(jobs)
+        for call in calls:
+            if not call.cancel():
+                call.result()
+
+    def _work(self, jobs: Iterator[tuple[int, np.ndarray]]) -> None:
         model, frame_skip = self._task.model, self._task.frame_skip
-        for row, control in zip(rows, controls, strict=True):
+        for row, control in jobs:  # a list's iterator hands each of its items to one thread only
             data = self._datas[row]
             data.ctrl[:] = control
             mujoco.mj_step(model, data, frame_skip)
             self._qpos[row], self._qvel[row] = data.qpos, data.qvel
+            self._broken[row] = unstable(data)
 
     def _unstable(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Find, count and warn of the rows whose simulation was unstable: bool [n]."""
-        bad = ~np.isfinite(states).all(axis=1) | [unstable(self._datas[row]) for row in rows]
+        bad = self._broken[rows] | ~np.isfinite(states).all(axis=1)
         if bad.any():
             self.unstable[rows[bad]] += 1
             warnings.warn(

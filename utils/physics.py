@@ -25,14 +25,8 @@ MUJOCO_VERSION = "3.2.6"
 """The newest MuJoCo whose contacts are those of 2.1.0."""
 
 WEIGHTS = ("body_mass", "body_inertia", "body_ipos", "body_iquat")
-UNSTABLE = [
-    int(kind)
-    for kind in (
-        mujoco.mjtWarning.mjWARN_BADQPOS,
-        mujoco.mjtWarning.mjWARN_BADQVEL,
-        mujoco.mjtWarning.mjWARN_BADQACC,
-    )
-]
+# MuJoCo's warnings of bad positions, velocities, accelerations and controls stand last, in this order.
+FIRST_UNSTABLE = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 
 
 def version_warning(installed: str) -> str | None:
@@ -107,7 +101,7 @@ def unstable(data: mujoco.MjData) -> bool:
 
     MuJoCo's own answer is to put the model silently back to its initial state and to go on.
     """
-    return bool(data.warning.number[UNSTABLE].any())
+    return bool(data.warning.number[FIRST_UNSTABLE:].any())
 
 
 class D4RLPhysics(MujocoEnv):
