@@ -390,9 +390,7 @@ def qlearning_transitions(rows: Rows, max_episode_steps: int, name: str = "the s
         timeouts = implied_timeouts(rows.terminals, max_episode_steps)
     kept = np.flatnonzero(~timeouts[:-1])
     if len(kept) == 0:
-        raise UserError(
-            f"{name}: no transition is left of {len(rows.rewards)} rows; a dataset needs at least two rows"
-        )
+        raise UserError(f"{name}: none of its {len(rows.rewards)} rows makes a transition; at least two are needed")
     return {
         "states": rows.observations[kept],
         "actions": rows.actions[kept],

@@ -21,6 +21,7 @@ __all__ = ["download"]
 MAX_BYTES = 8 << 30  # the largest D4RL file is under 1 GiB
 _ATTEMPTS = 5
 _TIMEOUT_S = 30
+_PAUSE_S = 1.0  # doubled with every attempt that gained nothing
 _BLOCK = 1 << 18
 
 
@@ -28,14 +29,7 @@ class _BrokenLine(Exception):
     """The connection ended before the file did: worth another attempt from where it stopped."""
 
 
-def download(
-    url: str,
-    target: Path,
-    check: Callable[[Path], None],
-    *,
-    max_bytes: int = MAX_BYTES,
-    pause_s: float = 1.0,
-) -> None:
+def download(url: str, target: Path, check: Callable[[Path], None]) -> None:
     """Fetch `url` to `target`, which appears whole and checked or not at all.
 
     Bytes go to `<target>.part`, which is continued after a break, within this call or a later one. `check` is
@@ -49,7 +43,7 @@ def download(
             if target.exists():  # another process was faster
                 return
             resumed = part.exists() and part.stat().st_size > 0
-            _fetch(url, part, max_bytes, pause_s)
+            _fetch(url, part)
             try:
                 check(part)
             except UserError:
@@ -57,7 +51,7 @@ def download(
                 if not resumed:
                     raise
                 # The two pieces need not come from the same file on the server: once more, in one piece.
-                _fetch(url, part, max_bytes, pause_s)
+                _fetch(url, part)
                 _check_or_delete(part, check)
             os.replace(part, target)
     except OSError as error:
@@ -72,13 +66,13 @@ def _check_or_delete(part: Path, check: Callable[[Path], None]) -> None:
         raise
 
 
-def _fetch(url: str, part: Path, max_bytes: int, pause_s: float) -> None:
+def _fetch(url: str, part: Path) -> None:
     """Bring `part` to its full length; attempts that gained nothing are counted, the others are free."""
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _continue(url, part, before, max_bytes)
+            _continue(url, part, before)
             return
         except _BrokenLine as error:
             after = part.stat().st_size if part.exists() else 0
@@ -86,10 +80,10 @@ def _fetch(url: str, part: Path, max_bytes: int, pause_s: float) -> None:
             if failures >= _ATTEMPTS or after == 0:
                 kept = f"; {after} bytes are kept and continued next time" if after else ""
                 raise UserError(f"{url}: {error}{kept}") from error
-            time.sleep(pause_s * 2**failures)
+            time.sleep(_PAUSE_S * 2**failures)
 
 
-def _continue(url: str, part: Path, have: int, max_bytes: int) -> None:
+def _continue(url: str, part: Path, have: int) -> None:
     """One request for what is missing after `have` bytes, appended to `part`."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -98,7 +92,7 @@ def _continue(url: str, part: Path, have: int, max_bytes: int) -> None:
         if error.code == 416 and have:  # nothing lies after what is there
             if error.headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()  # nor is it this file: from the start
-                _continue(url, part, 0, max_bytes)
+                _continue(url, part, 0)
             return
         raise UserError(f"{url}: HTTP {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
@@ -106,8 +100,8 @@ def _continue(url: str, part: Path, have: int, max_bytes: int) -> None:
     with response:
         start = _start_of_body(response, have)
         total = _total_bytes(response, start)
-        _check_room(url, part, start, total, max_bytes)
-        _append(response, url, part, start, total, max_bytes)
+        _check_room(url, part, start, total)
+        _append(response, url, part, start, total)
 
 
 def _start_of_body(response: http.client.HTTPResponse, have: int) -> int:
@@ -121,21 +115,23 @@ def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
     return start + int(length) if length.isdigit() else None
 
 
-def _check_room(url: str, part: Path, start: int, total: int | None, max_bytes: int) -> None:
+def _check_room(url: str, part: Path, start: int, total: int | None) -> None:
     if total is None:
         return
-    if total > max_bytes:
-        raise UserError(f"{url}: the server offers {total} bytes, more than the bound of {max_bytes}")
+    if total > MAX_BYTES:
+        raise UserError(f"{url}: the server offers {total} bytes, more than the bound of {MAX_BYTES}")
     if total - start > shutil.disk_usage(part.parent).free:
         raise UserError(f"{part.parent} has no room for {total - start} more bytes")
 
 
 def _append(
-    response: http.client.HTTPResponse, url: str, part: Path, start: int, total: int | None, max_bytes: int
+    response: http.client.HTTPResponse,
+    url: str,
+    part: Path,
+    start: int,
+    total: int | None,
 ) -> None:
-    bar = tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem, disable=None
-    )
+    bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem, disable=None)
     with bar, open(part, "ab" if start else "wb") as file:
         while True:
             try:
@@ -146,8 +142,8 @@ def _append(
                 break
             file.write(block)
             bar.update(len(block))
-            if file.tell() > max_bytes:
-                raise UserError(f"{url}: the server sends more than the bound of {max_bytes} bytes")
+            if file.tell() > MAX_BYTES:
+                raise UserError(f"{url}: the server sends more than the bound of {MAX_BYTES} bytes")
     have = part.stat().st_size
     if total is not None and have < total:
         raise _BrokenLine(f"the connection broke after {have} of {total} bytes")
