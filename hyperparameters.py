@@ -11,7 +11,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CONFIGS", "Config", "DiffCPSConfig", "domain", "explain", "get", "known_tasks"]
+__all__ = [
+    "CONFIGS",
+    "Config",
+    "DTQLConfig",
+    "DiffCPSConfig",
+    "DiffusionBCConfig",
+    "DiffusionQLConfig",
+    "domain",
+    "explain",
+    "get",
+    "known_tasks",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,26 +35,38 @@ class Config:
     num_steps_per_epoch: int = 1000
     eval_interval: int = 50  # epochs between evaluations
     eval_episodes: int = 10
-    action_candidates: int = 50  # actions a state at evaluation, one drawn by softmax of the critics' minimum
     learning_rate: float = 3e-4
-    critic_learning_rate: float = 3e-4  # the published code has one for all tasks, whatever the policy's is
-    lr_decay: bool = False  # as published: ends at 0.999 of the start
+    lr_decay: bool = False  # as published: ends at 0.999 of the start (DTQL's is stepped every update and ends at zero)
     lr_decay_full: bool = False  # a cosine that ends at zero
     grad_norm: float = 1.0  # every network's gradient is clipped at this norm; 0: no clipping
-    discount: float = 0.99
-    tau: float = 0.005  # rate of the target critics' average
-    max_q_backup: bool = False  # best of 10 next actions in the critics' target
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig(Config):
+class CriticConfig(Config):
+    """What every algorithm with critics reads."""
+
+    action_candidates: int = 50  # actions a state at evaluation, one drawn by softmax of the critics' minimum
+    critic_learning_rate: float = 3e-4  # the published code has one for all tasks, whatever the policy's is
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    ema_decay: float = 0.995  # decay of the policy's average
+    ema_start: int = 1000  # first gradient step at which that average moves
+    ema_interval: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig(Config):
     """What every policy with a variance-preserving diffusion chain reads."""
 
     diffusion_steps: int = 5
     beta_schedule: str = "vp"  # vp | linear | cosine
-    ema_decay: float = 0.995  # decay of the policy's average
-    ema_start: int = 1000  # first gradient step at which that average moves
-    ema_interval: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(CriticConfig, ChainConfig):
+    """A diffusion chain that is improved by critics."""
+
+    max_q_backup: bool = False  # best of 10 next actions in the critics' target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +82,44 @@ class DiffCPSConfig(DiffusionConfig):
     policy_interval: int = 2  # policy and lambda move every so many steps
 
 
-CONFIGS: dict[str, type[Config]] = {"diffcps": DiffCPSConfig}
+@dataclass(frozen=True, kw_only=True)
+class DiffusionQLConfig(DiffusionConfig):
+    """Diffusion-QL: the denoising loss plus eta times the Q term."""
+
+    eta: float = 1.0
+    top_k: int = 1  # offline selection: the evaluation with this rank in bc_loss, 0 the smallest
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionBCConfig(ChainConfig):
+    """Diffusion behaviour cloning: the denoising loss alone."""
+
+    grad_norm: float = 0.0  # the published code clips nothing here
+    top_k: int = 1  # offline selection, as for Diffusion-QL
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTQLConfig(CriticConfig):
+    """DTQL: a behaviour policy, and a one-step policy held near it by the trust-region loss."""
+
+    num_epochs: int = 1000  # after the pretraining
+    grad_norm: float = 0.0  # the published code clips nothing here
+    action_candidates: int = 1024
+    pretrain_epochs: int = 50  # behaviour policy and critics alone, before gradient step 0
+    alpha: float = 5.0  # weight of the trust-region loss
+    gamma: float = 0.0  # weight of the one-step policy's negative log-likelihood of the data
+    expectile: float = 0.7
+    sigma_min: float = 0.002  # noise levels are log-logistic around sigma_data, between these
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5  # deviation of the data in the network's preconditioning
+
+
+CONFIGS: dict[str, type[Config]] = {
+    "diffcps": DiffCPSConfig,
+    "diffusion_ql": DiffusionQLConfig,
+    "diffusion_bc": DiffusionBCConfig,
+    "dtql": DTQLConfig,
+}
 
 Row = dict[str, Any]
 
@@ -76,7 +136,15 @@ ANTMAZE = tuple(
     for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 )
 
-DOMAINS: dict[str, tuple[str, ...]] = {"locomotion": LOCOMOTION, "antmaze": ANTMAZE}
+ADROIT = ("pen-human-v1", "pen-cloned-v1")
+KITCHEN = ("kitchen-complete-v0", "kitchen-partial-v0", "kitchen-mixed-v0")
+
+DOMAINS: dict[str, tuple[str, ...]] = {
+    "locomotion": LOCOMOTION,
+    "antmaze": ANTMAZE,
+    "adroit": ADROIT,
+    "kitchen": KITCHEN,
+}
 
 DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
     "diffcps": {
@@ -89,6 +157,34 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
             "lambda_min": 0.3,
             "kappa": 0.2,
         },
+    },
+    "diffusion_ql": {
+        "antmaze": {
+            "reward_tune": "cql_antmaze",
+            "num_epochs": 1000,
+            "eval_episodes": 100,
+            "max_q_backup": True,
+        },
+        "adroit": {
+            "reward_tune": "normalize",
+            "num_epochs": 1000,
+            "eval_episodes": 100,
+            "learning_rate": 3e-5,
+            "top_k": 2,
+        },
+        "kitchen": {"num_epochs": 1000, "eval_episodes": 100, "eta": 0.005, "top_k": 2},
+    },
+    "dtql": {
+        "antmaze": {
+            "reward_tune": "iql_antmaze",
+            "batch_size": 2048,
+            "eval_episodes": 100,
+            "alpha": 1.0,
+            "gamma": 1.0,
+            "expectile": 0.9,
+        },
+        "adroit": {"eval_episodes": 100, "alpha": 1500.0},
+        "kitchen": {"num_epochs": 500, "eval_episodes": 100, "alpha": 200.0, "lr_decay": True},
     },
 }
 
@@ -112,7 +208,61 @@ TASK_SETTINGS: dict[str, dict[str, Row]] = {
         "antmaze-large-play-v0": {"lambda_init": 0.5, "grad_norm": 10.0, "policy_interval": 4},
         "antmaze-large-diverse-v0": {"lambda_init": 0.5, "grad_norm": 7.0, "policy_interval": 4},
     },
+    "diffusion_ql": {
+        "halfcheetah-medium-v2": {"grad_norm": 9.0},
+        "hopper-medium-v2": {"grad_norm": 9.0, "top_k": 2},
+        "walker2d-medium-v2": {"grad_norm": 1.0},
+        "halfcheetah-medium-replay-v2": {"grad_norm": 2.0, "top_k": 0},
+        "hopper-medium-replay-v2": {"grad_norm": 4.0, "top_k": 2},
+        "walker2d-medium-replay-v2": {"grad_norm": 4.0},
+        "halfcheetah-medium-expert-v2": {"grad_norm": 7.0, "top_k": 0},
+        "hopper-medium-expert-v2": {"grad_norm": 5.0, "top_k": 2},
+        "walker2d-medium-expert-v2": {"grad_norm": 5.0},
+        "antmaze-umaze-v0": {"eta": 0.5, "grad_norm": 2.0, "max_q_backup": False, "top_k": 2},
+        "antmaze-umaze-diverse-v0": {"eta": 2.0, "grad_norm": 3.0, "top_k": 2},
+        "antmaze-medium-play-v0": {"eta": 2.0, "grad_norm": 2.0, "learning_rate": 1e-3},
+        "antmaze-medium-diverse-v0": {"eta": 3.0, "grad_norm": 1.0},
+        "antmaze-large-play-v0": {"eta": 4.5, "grad_norm": 10.0, "top_k": 2},
+        "antmaze-large-diverse-v0": {"eta": 3.5, "grad_norm": 7.0},
+        "pen-human-v1": {"eta": 0.15, "grad_norm": 7.0},
+        "pen-cloned-v1": {"eta": 0.1, "grad_norm": 8.0},
+        "kitchen-complete-v0": {"num_epochs": 250, "grad_norm": 9.0},
+        "kitchen-partial-v0": {"grad_norm": 10.0},
+        "kitchen-mixed-v0": {"grad_norm": 10.0, "top_k": 0},
+    },
+    "dtql": {
+        "halfcheetah-medium-v2": {"alpha": 1.0},
+        "halfcheetah-medium-replay-v2": {},
+        "halfcheetah-medium-expert-v2": {"alpha": 50.0},
+        "hopper-medium-v2": {"learning_rate": 1e-4, "lr_decay": True},
+        "hopper-medium-replay-v2": {},
+        "hopper-medium-expert-v2": {"alpha": 20.0},
+        "walker2d-medium-v2": {"lr_decay": True},
+        "walker2d-medium-replay-v2": {"lr_decay": True},
+        "walker2d-medium-expert-v2": {"lr_decay": True},
+        "antmaze-umaze-v0": {"num_epochs": 500},
+        "antmaze-umaze-diverse-v0": {"num_epochs": 500, "learning_rate": 3e-5, "lr_decay": True},
+        "antmaze-medium-play-v0": {"num_epochs": 400},
+        "antmaze-medium-diverse-v0": {"num_epochs": 400},
+        "antmaze-large-play-v0": {"num_epochs": 350},
+        "antmaze-large-diverse-v0": {"num_epochs": 300, "alpha": 0.5},
+        "pen-human-v1": {"num_epochs": 300, "learning_rate": 3e-5, "lr_decay": True, "expectile": 0.9},
+        "pen-cloned-v1": {"num_epochs": 200, "learning_rate": 1e-5},
+        "kitchen-complete-v0": {"learning_rate": 1e-4},
+        "kitchen-partial-v0": {"num_epochs": 1000, "learning_rate": 1e-4, "alpha": 100.0},
+        "kitchen-mixed-v0": {},
+    },
 }
+
+
+def _without_critics(rows: dict[str, Row]) -> dict[str, Row]:
+    """Diffusion-QL's rows as far as behaviour cloning reads them: the published code has one table for both."""
+    unread = ("eta", "grad_norm", "max_q_backup")
+    return {name: {k: v for k, v in row.items() if k not in unread} for name, row in rows.items()}
+
+
+DOMAIN_SETTINGS["diffusion_bc"] = _without_critics(DOMAIN_SETTINGS["diffusion_ql"])
+TASK_SETTINGS["diffusion_bc"] = _without_critics(TASK_SETTINGS["diffusion_ql"])
 
 PAPER_TASKS: tuple[str, ...] = tuple(TASK_SETTINGS["diffcps"])  # the 15 rows of Table 1
 
@@ -182,10 +332,11 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 
 POSITIVE = (
     "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
-    "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval", "ema_interval",
+    "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
+    "ema_interval", "sigma_min", "sigma_max", "sigma_data",
 )  # fmt: skip
-FRACTIONS = ("discount", "tau", "ema_decay")
-NOT_NEGATIVE = ("grad_norm", "kappa", "lambda_min", "ema_start")
+FRACTIONS = ("discount", "tau", "ema_decay", "expectile")
+NOT_NEGATIVE = ("grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs")
 
 
 def _check_ranges(config: Config) -> None:
@@ -202,5 +353,7 @@ def _check_ranges(config: Config) -> None:
             raise ValueError(f"{name} must be at least 0, not {value}")
     if "lambda_min" in values and values["lambda_min"] > values["lambda_max"]:
         raise ValueError(f"lambda_min ({values['lambda_min']}) is above lambda_max ({values['lambda_max']})")
+    if "sigma_min" in values and values["sigma_min"] >= values["sigma_max"]:
+        raise ValueError(f"sigma_min ({values['sigma_min']}) must be below sigma_max ({values['sigma_max']})")
     if values["lr_decay"] and values["lr_decay_full"]:
         raise ValueError("lr_decay and lr_decay_full exclude each other; choose one")

@@ -2,9 +2,13 @@
 
 from agents.agent import Agent
 from agents.diffcps import DiffCPS
+from agents.diffusion_bc import DiffusionBC
+from agents.diffusion_ql import DiffusionQL
 
 __all__ = ["AGENTS"]
 
 AGENTS: dict[str, type[Agent]] = {
     "diffcps": DiffCPS,
+    "diffusion_ql": DiffusionQL,
+    "diffusion_bc": DiffusionBC,
 }

@@ -128,6 +128,7 @@ class Agent:
     """
 
     METRICS: tuple[str, ...] = ()
+    COMPILED: tuple[str, ...] = ()  # names of the losses, (batch, draws) -> (loss [S], metrics), worth compiling
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ from agents.agent import (
 )
 from agents.diffusion import Diffusion
 from agents.networks import NoiseNetwork, Parameters, TwinCritic, default_init
+from agents.published import policy_weights
 
 __all__ = ["DiffCPS"]
 
@@ -43,6 +44,7 @@ class DiffCPS(Agent):
         "kl_loss", "q_loss", "actor_loss", "critic_loss", "lambda", "q_mean",
         "actor_grad_norm", "critic_grad_norm", "lambda_grad_norm",
     )  # fmt: skip
+    COMPILED = ("critic_loss", "policy_loss")
 
     def __init__(
         self,
@@ -178,11 +180,14 @@ class DiffCPS(Agent):
     def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Weights as the published code saves them (`actor`, `critic`, and perhaps `ema`, `critic_target`).
 
-        Missing averages are copied from the online networks. Raises ValueError for missing or misshapen weights.
+        Missing averages are copied from the online networks. Raises ValueError for missing or misshapen weights, or
+        a policy of another schedule.
         """
+        actor = policy_weights(networks["actor"], self.diffusion.betas)
+        ema = policy_weights(networks.get("ema", actor), self.diffusion.betas)
         for seed in range(self.num_seeds):
-            self.actor.parameters.load_member(seed, networks["actor"])
-            self.ema.parameters.load_member(seed, networks.get("ema", networks["actor"]))
+            self.actor.parameters.load_member(seed, actor)
+            self.ema.parameters.load_member(seed, ema)
             self.critic.load_seed(seed, networks["critic"])
             self.critic_target.load_seed(seed, networks.get("critic_target", networks["critic"]))
 

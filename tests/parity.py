@@ -63,6 +63,30 @@ def chain_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[
     ]
 
 
+def one_step_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[str, torch.Tensor]]:
+    """Draws of DTQL, one dict a step, without the seeds axis."""
+    K, B, A = (config[k] for k in ("updates", "batch_size", "action_dim"))
+    drawn = {
+        "bc_sigma": np.exp(rs.uniform(np.log(0.02), np.log(8), (K, B))),
+        "bc_noise": rs.standard_normal((K, B, A)),
+        "policy_noise": rs.standard_normal((K, B, A)),
+        "distill_sigma": np.exp(rs.uniform(np.log(0.02), np.log(8), (K, B))),
+        "distill_noise": rs.standard_normal((K, B, A)),
+    }
+    return [{n: _tensor(v[k]) for n, v in drawn.items()} for k in range(K)]
+
+
+def assert_recorded(state: dict[str, dict[str, torch.Tensor]], recorded: dict[str, np.ndarray]) -> None:
+    """Every parameter of a published state lies within 1e-4 of the recording, relative to its largest entry."""
+    names = {f"after/{network}/{name}" for network, weights in state.items() for name in weights}
+    assert names == {name for name in recorded if name.startswith("after/")}
+    for network, weights in state.items():
+        for name, value in weights.items():
+            expected = recorded[f"after/{network}/{name}"]
+            scale = expected[2]  # the largest entry: a relative bound on near-zero entries says nothing
+            np.testing.assert_allclose(summary(value), expected, rtol=1e-4, atol=1e-4 * scale)
+
+
 def stacked(per_step: dict[str, torch.Tensor], seeds: int) -> dict[str, torch.Tensor]:
     """The same numbers for every seed: a leading seeds axis."""
     return {name: value.expand(seeds, *value.shape).clone() for name, value in per_step.items()}
