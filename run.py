@@ -1,0 +1,219 @@
+"""Train and evaluate: `python run.py --env_name halfcheetah-medium-v2 --device 0`. See --help and the README."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+import hyperparameters
+from agents import AGENTS
+from utils import checkpoint, d4rl, options, results
+from utils.dataset import Dataset
+from utils.errors import UserError
+from utils.evaluation import environment_rngs, evaluate
+from utils.execution import CapturedActions, Runner, choose_mode
+from utils.log import Bar, SeedLog
+from utils.seeding import torch_generators
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; the exit code is 2 for what the user can mend, 128 + n for signal n."""
+    options.show_warnings_as_lines()
+    try:
+        return Run(options.parse(argv, AGENTS)).start()
+    except UserError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+
+
+class Run:
+    """One process: an agent with one or several seeds on one task."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.options = given
+        self.seeds = options.parse_seeds(given)
+        try:
+            self.settings = hyperparameters.explain(given.algo, given.env_name, options.overrides(given))
+            self.config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.device = options.resolve_device(given.device)
+        self.total_steps = self.config.num_epochs * self.config.num_steps_per_epoch
+        base = Path(given.dir) / given.algo / given.env_name
+        self.folders = [base / f"seed_{seed}" for seed in self.seeds]
+        self.signal = 0
+
+    def start(self) -> int:
+        """Build everything, train, and show the table of scores."""
+        given = self.options
+        if given.print_config:
+            print(options.config_table(given.algo, given.env_name, options.overrides(given)))
+            return 0
+        if given.threads:
+            torch.set_num_threads(given.threads)
+        dataset = load_dataset(given)
+        self.build(dataset)
+        self.open_folders(dataset)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.stop)
+        try:
+            self.train()
+        finally:
+            self.bar.close()
+            for log in self.logs:
+                log.close()
+        if self.signal:
+            self.bar.note(f"stopped at step {self.agent.step}; continue with --resume")
+            return 128 + self.signal
+        print(results.summary_table(self.folders))
+        print(f"results in {self.folders[0].parent}")
+        return 0
+
+    def build(self, dataset: Dataset) -> None:
+        """Agent, transitions on the device, environments, and the generators of every stream of numbers."""
+        config, seeds, device = self.config, self.seeds, self.device
+        mode, self.why = choose_mode(self.options.execution, device, self.total_steps)
+        tuned = dataset.tuned(config.reward_tune)
+        self.environments = make_environments(self.options, len(seeds) * config.eval_episodes)
+        max_action = self.environments.max_action
+        try:
+            arguments = (dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
+            self.agent = AGENTS[self.options.algo](*arguments)
+            if self.options.load_published:
+                self.agent.load_published(read_published(self.options.load_published))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        generators = torch_generators(seeds, "training", device)
+        self.runner = Runner(self.agent, tuned.to(device), config.batch_size, generators, mode)
+        self.acting = torch_generators(seeds, "acting", device)
+        self.act = CapturedActions(self.agent) if device.type == "cuda" else self.agent.act
+
+    def open_folders(self, dataset: Dataset) -> None:
+        """Write the configuration, and continue from a checkpoint where that was asked for."""
+        run = {name: value for name, value in vars(self.options).items() if name not in self.settings}
+        described = results.describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
+        configs = [{**described, "seed": seed, "execution": self.runner.mode} for seed in self.seeds]
+        results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
+        if self.options.resume and all((folder / "checkpoint.pt").exists() for folder in self.folders):
+            self.restore()
+        self.logs = [SeedLog(folder, self.agent.METRICS) for folder in self.folders]
+        title = f"{self.options.algo} {self.options.env_name}"
+        self.bar = Bar(self.total_steps, self.agent.step, self.options.quiet, title)
+        self.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), seeds {self.seeds}, {self.device}, "
+                      f"{self.runner.mode} ({self.why})")  # fmt: skip
+
+    # --- The loop ----------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end."""
+        config, saved_at = self.config, time.monotonic()
+        while self.agent.step < self.total_steps and not self.signal:
+            started = time.perf_counter()
+            self.runner.run(config.num_steps_per_epoch)
+            self.write_metrics(config.num_steps_per_epoch, started)
+            epoch = self.agent.step // config.num_steps_per_epoch
+            due = epoch % config.eval_interval == 0 or self.agent.step >= self.total_steps
+            if due:
+                self.evaluate(epoch)
+            if due or self.signal or time.monotonic() - saved_at > 60 * self.options.checkpoint_interval:
+                self.save()
+                saved_at = time.monotonic()
+
+    def write_metrics(self, steps: int, started: float) -> None:
+        """A row a seed. Reading the metrics waits for the device, so the time includes all queued work."""
+        means = {name: value.cpu().numpy() for name, value in self.runner.metrics().items()}
+        rate = steps / (time.perf_counter() - started)
+        for k, log in enumerate(self.logs):
+            log.metrics(self.agent.step, {name: float(value[k]) for name, value in means.items()}, rate)
+        shown = {"lambda": means["lambda"].mean()} if "lambda" in means else {}
+        self.bar.advance(steps, **shown)
+
+    def evaluate(self, epoch: int) -> None:
+        """Episodes of every seed; a row an episode."""
+        fresh = self.options.eval_seeds == "fresh"
+        rngs = environment_rngs(self.seeds, self.agent.step, fresh)
+        episodes = evaluate(self.act, self.environments, self.seeds, rngs, self.acting, self.device)
+        scores = d4rl.normalized_score(self.options.env_name, episodes.returns)
+        for k, log in enumerate(self.logs):
+            columns = zip(episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k], strict=True)
+            log.evaluation(self.agent.step, [
+                {"episode": e, "return": float(r), "normalized_score": float(s), "length": int(n), "unstable": int(u)}
+                for e, (r, s, n, u) in enumerate(columns)
+            ])  # fmt: skip
+        self.bar.advance(0, score=float(np.mean(scores)))
+        each = f"  (seeds {', '.join(f'{score:.1f}' for score in scores.mean(axis=1))})" if len(scores) > 1 else ""
+        self.bar.note(f"step {self.agent.step:>9,}  normalised score {np.mean(scores):6.1f}{each}")
+        if self.options.save_best_model:
+            for folder, state in zip(self.folders, self.agent.published_state(), strict=True):
+                for network in (name for name, value in state.items() if isinstance(value, dict)):
+                    torch.save(state[network], folder / f"{network}_{epoch}.pth")
+
+    # --- State -------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint a seed."""
+        acting = torch.stack([generator.get_state() for generator in self.acting])
+        state = {"agent": self.agent.state_dict(), "runner": self.runner.state_dict(), "acting": acting}
+        for folder, log, part in zip(self.folders, self.logs, checkpoint.split(state, len(self.seeds)), strict=True):
+            checkpoint.save(folder / "checkpoint.pt", {**part, "logs": log.positions})
+
+    def restore(self) -> None:
+        """Continue every seed from its checkpoint, and cut its logs back to that moment."""
+        states = [checkpoint.load(folder / "checkpoint.pt") for folder in self.folders]
+        for folder, state in zip(self.folders, states, strict=True):
+            results.truncate_logs(folder, state.pop("logs"))
+        state = checkpoint.join(states)
+        self.agent.load_state_dict(state["agent"])
+        self.runner.load_state_dict(state["runner"])
+        for generator, value in zip(self.acting, state["acting"], strict=True):
+            generator.set_state(value)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """On Ctrl-C or a cluster's SIGTERM: end after this epoch, with a checkpoint. A second one ends at once."""
+        if self.signal:
+            raise SystemExit(128 + number)
+        self.signal = number
+
+
+def load_dataset(given: argparse.Namespace) -> Dataset:
+    """The dataset that the command line names; D4RL's own where it names none."""
+    if given.dataset == "local":
+        from utils import local
+
+        return local.load(given.env_name, size=given.local_size)
+    return d4rl.load(given.env_name, path=given.dataset)
+
+
+def make_environments(given: argparse.Namespace, number: int) -> Any:
+    """Evaluation environments of the chosen backend."""
+    if given.backend == "d4rl":
+        from utils import classic
+
+        return classic.make_lockstep(given.env_name, number)
+    from utils import environments
+
+    return environments.make_lockstep(given.env_name, number)
+
+
+def read_published(pairs: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """NAME=FILE pairs as weights by network; files are read with `weights_only=True`."""
+    networks = {}
+    for pair in pairs:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise UserError(f"--load_published takes NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
+        networks[name] = checkpoint.load_weights(Path(file))
+    return networks
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

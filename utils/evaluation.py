@@ -1,0 +1,89 @@
+"""Episodes of all seeds in lockstep: one call of the policy a time step for seeds x episodes x candidates.
+
+Returns stay as they are, an episode a row; every mean and normalised score is made from them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+__all__ = ["EVAL_SEED_OFFSET", "Episodes", "environment_rngs", "evaluate"]
+
+EVAL_SEED_OFFSET = 100  # the published code evaluates every time from the environment seed `seed + 100`
+
+Policy = Callable[..., torch.Tensor]
+
+
+class Environments(Protocol):
+    """What is needed of lockstep environments (`utils.environments.make_lockstep`)."""
+
+    num_envs: int
+    state_dim: int
+    max_episode_steps: int
+    unstable: np.ndarray
+
+    def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray: ...
+    def step(
+        self, actions: np.ndarray, running: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """returns [S, E] undiscounted, lengths [S, E] in steps, unstable [S, E]: ended by a simulation that blew up."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    unstable: np.ndarray
+
+
+def environment_rngs(seeds: Sequence[int], evaluation: int, fresh: bool) -> list[np.random.Generator]:
+    """The generator of each seed's episodes at evaluation number `evaluation` (0, 1, ...).
+
+    Published scheme: the same environment seed, seed + 100, at every evaluation, so the test episodes are those on
+    which the best checkpoint is chosen (DEVIATIONS 8). `fresh`: other start states every time, from (seed, number).
+    """
+    if fresh:
+        return [np.random.default_rng([seed + EVAL_SEED_OFFSET, evaluation]) for seed in seeds]
+    return [np.random.default_rng(seed + EVAL_SEED_OFFSET) for seed in seeds]
+
+
+def evaluate(
+    act: Policy,
+    environments: Environments,
+    seeds: Sequence[int],
+    rngs: Sequence[np.random.Generator],
+    generators: Sequence[torch.Generator],
+    device: torch.device | str,
+) -> Episodes:
+    """One episode in each of S x E environments, row k E + e being episode e of seed number k.
+
+    act: (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]. rngs: one a seed, from
+    which its episodes' start states are drawn in order, as successive resets of one environment draw them.
+    Rewards are undiscounted and include the last step's. Raises ValueError where S does not divide the environments.
+    """
+    num_seeds = len(seeds)
+    episodes, rest = divmod(environments.num_envs, num_seeds)
+    if rest or episodes == 0:
+        raise ValueError(f"{environments.num_envs} environments cannot be shared out among {num_seeds} seeds")
+    unstable_before = environments.unstable.copy()
+    states = environments.reset([rng for rng in rngs for _ in range(episodes)])
+    returns = np.zeros(environments.num_envs)
+    lengths = np.zeros(environments.num_envs, dtype=np.int64)
+    running = np.ones(environments.num_envs, dtype=bool)
+    while running.any():
+        inputs = torch.as_tensor(states, dtype=torch.float32).view(num_seeds, episodes, -1).to(device)
+        active = torch.as_tensor(running).view(num_seeds, episodes).to(device)
+        actions = act(inputs, generators, active).flatten(0, 1).cpu().numpy()  # the one wait for the device a step
+        states, rewards, terminated, truncated = environments.step(actions, running)
+        returns[running] += rewards[running]
+        lengths += running
+        running &= ~(terminated | truncated)
+    shape = (num_seeds, episodes)
+    unstable = environments.unstable - unstable_before
+    return Episodes(returns.reshape(shape), lengths.reshape(shape), unstable.reshape(shape) > 0)

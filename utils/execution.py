@@ -1,0 +1,281 @@
+"""How an agent's updates are run: eagerly, compiled, or as a captured CUDA graph. All give the same numbers.
+
+`Runner` owns the order of things that every mode shares: random numbers are drawn in blocks of a few periods, seed
+by seed, so a block holds the same numbers in every mode, alone and in company. Nothing here waits for the device
+until metrics are read. This is the only file that compiles or captures.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "choose_mode"]
+
+MODES = ("auto", "eager", "compile", "graph")
+
+# On a CPU compiling costs about a minute; see `choose_mode`.
+COMPILE_PAYS_FROM = 20_000
+
+_BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
+_WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for
+
+
+class Learner(Protocol):
+    """What is needed of an agent."""
+
+    COMPILED: Sequence[str]
+    step: int
+    num_seeds: int
+    device: torch.device
+
+    @property
+    def period(self) -> int: ...
+    def phase(self, step: int) -> int: ...
+    def schedule(self, step: int) -> tuple[float, ...]: ...
+    def prepare(self) -> None: ...
+    def draw(self, rng: Sequence[torch.Generator], batch_size: int, steps: int) -> dict[str, Tensor]: ...
+    def gradient_step(
+        self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor], step: int
+    ) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+
+
+class Transitions(Protocol):
+    """What is needed of a dataset on the device (`utils.dataset.Table`)."""
+
+    def draw_indices(self, generators: Sequence[torch.Generator], batch_size: int, steps: int) -> Tensor: ...
+    def gather(self, indices: Tensor) -> dict[str, Tensor]: ...
+
+
+def choose_mode(mode: str, device: torch.device, steps: int) -> tuple[str, str]:
+    """The mode to use and, in a few words, why. Raises ValueError for an unknown one or `graph` without CUDA."""
+    if mode not in MODES:
+        raise ValueError(f"unknown execution {mode!r}; known: {', '.join(MODES)}")
+    if mode == "graph" and device.type != "cuda":
+        raise ValueError(f"execution 'graph' needs a CUDA device, this run uses {device}; use compile, eager or auto")
+    if mode != "auto":
+        return mode, "as asked"
+    if device.type == "cuda":
+        return "graph", "a CUDA device"
+    if steps >= COMPILE_PAYS_FROM:
+        return "compile", f"a CPU run of {steps:,} steps, long enough to repay compiling"
+    return "eager", f"a CPU run of {steps:,} steps, too short to repay compiling"
+
+
+class Runner:
+    """Runs updates of `agent` on batches of `table`.
+
+    `generators`: one a seed on the table's device; rows and draws come from it. `mode`: eager, compile or graph.
+    """
+
+    def __init__(
+        self, agent: Learner, table: Transitions, batch_size: int, generators: Sequence[torch.Generator], mode: str
+    ) -> None:
+        self.agent, self.table, self.batch_size, self.generators = agent, table, batch_size, list(generators)
+        self.block = agent.period * math.ceil(_BLOCK / agent.period)
+        self.mode = mode
+        self._position = self.block  # steps of the block that are used up
+        self._before_block = [g.get_state() for g in self.generators]
+        self._indices: Tensor | None = None
+        self._draws: dict[str, Tensor] = {}
+        self._graphs: dict[int, _CapturedPeriod] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        if mode in ("compile", "graph"):
+            self._compile()
+
+    # --- Running -----------------------------------------------------------------------------------
+
+    def run(self, steps: int) -> None:
+        """`steps` gradient steps; their metrics are added to what `metrics` returns next."""
+        while steps > 0:
+            self._refill()
+            done = self._run_some(min(steps, self.block - self._position))
+            self._position += done
+            steps -= done
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Each metric's mean [S] over the steps since the last call at which it was due. Starts anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        for total in self._sums.values():
+            total.zero_()
+        self._counts = dict.fromkeys(self._counts, 0)
+        return means
+
+    def _refill(self) -> None:
+        if self._position < self.block and self._indices is not None:
+            return
+        if self._position >= self.block:
+            self._before_block = [g.get_state() for g in self.generators]
+            self._position = 0
+        self._indices = self.table.draw_indices(self.generators, self.batch_size, self.block)
+        self._draws = self.agent.draw(self.generators, self.batch_size, self.block)
+
+    def _run_some(self, steps: int) -> int:
+        """Up to `steps` steps from the current block; returns how many."""
+        agent, period = self.agent, self.agent.period
+        whole = self.mode == "graph" and agent.step % period == 0 and steps >= period
+        if whole and self._constant(agent.step, period):
+            self._replay(agent.step, period)
+            return period
+        agent.prepare()
+        at = self._position
+        batch = self.table.gather(self._indices[at])
+        metrics = agent.gradient_step(batch, {name: value[at] for name, value in self._draws.items()}, agent.step)
+        agent.step += 1
+        with torch.no_grad():
+            for name, value in metrics.items():
+                self._sum(name, value).add_(value)
+                self._counts[name] += 1
+        return 1
+
+    def _sum(self, name: str, like: Tensor) -> Tensor:
+        if name not in self._sums:
+            self._sums[name], self._counts[name] = torch.zeros_like(like), 0
+        return self._sums[name]
+
+    # --- Compiling and capturing -------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        """Compile the agent's losses; on any failure keep them as they are, in one clear line."""
+        plain = {name: getattr(self.agent, name) for name in self.agent.COMPILED}
+        try:
+            for name, function in plain.items():
+                setattr(self.agent, name, torch.compile(function, dynamic=False))
+            self._try_losses()
+        except Exception as error:  # whatever the compiler tool-chain raises: the run goes on without it
+            for name, function in plain.items():
+                setattr(self.agent, name, function)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"torch.compile failed, training goes on uncompiled: {reason}", stacklevel=3)
+            self.mode = "eager" if self.mode == "compile" else self.mode
+
+    def _try_losses(self) -> None:
+        """Run each compiled loss once, forward and backward, on throw-away numbers; no parameter changes."""
+        throw_away = [torch.Generator(device=g.device).manual_seed(0) for g in self.generators]
+        batch = self.table.gather(self.table.draw_indices(throw_away, self.batch_size, 1)[0])
+        draws = {name: value[0] for name, value in self.agent.draw(throw_away, self.batch_size, 1).items()}
+        for name in self.agent.COMPILED:
+            loss, _ = getattr(self.agent, name)(batch, draws)
+            loss.sum().backward()
+
+    def _constant(self, step: int, steps: int) -> bool:
+        """Whether nothing scheduled, and no phase, changes within these steps."""
+        last = step + steps - 1
+        agent = self.agent
+        return agent.phase(step) == agent.phase(last) and agent.schedule(step) == agent.schedule(last)
+
+    def _replay(self, step: int, period: int) -> None:
+        phase = self.agent.phase(step)
+        if phase not in self._graphs:
+            self._graphs[phase] = _CapturedPeriod(self.agent, self.table, self._indices[:period], self._draws)
+        self.agent.prepare()
+        at = slice(self._position, self._position + period)
+        graph = self._graphs[phase]
+        graph.replay(self._indices[at], {name: value[at] for name, value in self._draws.items()})
+        self.agent.step += period
+        for name, total in graph.sums.items():
+            self._sum(name, total).add_(total)
+            self._counts[name] += graph.counts[name]
+
+    # --- State -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generators as they stood before the current block, and how much of it is used up."""
+        used_up = self._position >= self.block
+        states = [g.get_state() for g in self.generators] if used_up else self._before_block
+        return {"generators": torch.stack(list(states)), "position": self._position}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue exactly: a block that was begun is drawn again and its used part skipped."""
+        for generator, state in zip(self.generators, saved["generators"], strict=True):
+            generator.set_state(state)
+        self._before_block = list(saved["generators"])
+        self._position, self._indices = int(saved["position"]), None
+
+
+class _CapturedPeriod:
+    """One period of gradient steps as a CUDA graph over fixed buffers. Built between two steps of a run."""
+
+    def __init__(self, agent: Learner, table: Transitions, indices: Tensor, draws: Mapping[str, Tensor]) -> None:
+        period, first = len(indices), agent.step
+        self.indices = indices.clone()
+        self.draws = {name: value[:period].clone() for name, value in draws.items()}
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+        def run() -> None:
+            for k in range(period):
+                batch = table.gather(self.indices[k])
+                metrics = agent.gradient_step(batch, {n: v[k] for n, v in self.draws.items()}, first + k)
+                for name, value in metrics.items():
+                    self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
+                    self.counts[name] = self.counts.get(name, 0) + 1
+
+        # Warming up trains: put everything back as it was.
+        saved, before = agent.state_dict(), agent.step
+        agent.prepare()
+        side = torch.cuda.Stream(agent.device)
+        side.wait_stream(torch.cuda.current_stream(agent.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                run()
+        torch.cuda.current_stream(agent.device).wait_stream(side)
+        agent.load_state_dict(saved)
+        agent.step = before
+        agent.prepare()
+        self.counts = {}
+        self.graph = torch.cuda.CUDAGraph()
+        # An evaluation in another thread may use the device meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            for total in self.sums.values():
+                total.zero_()
+            run()
+
+    def replay(self, indices: Tensor, draws: Mapping[str, Tensor]) -> None:
+        """Run the period on these rows and draws; `sums` holds its metrics' sums afterwards."""
+        self.indices.copy_(indices)
+        for name, value in draws.items():
+            self.draws[name].copy_(value)
+        self.graph.replay()
+
+
+class CapturedActions:
+    """`agent.act` with the policy as a CUDA graph; one graph for each number of states."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+        self._graphs: dict[tuple[int, ...], tuple[Any, Tensor, dict[str, Tensor], Tensor]] = {}
+
+    def __call__(self, states: Tensor, rng: Sequence[torch.Generator], active: Tensor | None = None) -> Tensor:
+        """As `agent.act`; `active` is ignored, since a captured policy computes every row."""
+        noise = self.agent.act_draws(rng, states.shape[1])
+        if tuple(states.shape) not in self._graphs:
+            self._graphs[tuple(states.shape)] = self._capture(states.clone(), noise)
+        graph, fixed_states, fixed_noise, actions = self._graphs[tuple(states.shape)]
+        fixed_states.copy_(states)
+        for name, value in noise.items():
+            fixed_noise[name].copy_(value)
+        graph.replay()
+        return actions
+
+    @torch.no_grad()
+    def _capture(self, states: Tensor, noise: dict[str, Tensor]) -> tuple[Any, Tensor, dict[str, Tensor], Tensor]:
+        noise = {name: value.clone() for name, value in noise.items()}
+        side = torch.cuda.Stream(self.agent.device)
+        side.wait_stream(torch.cuda.current_stream(self.agent.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self.agent.actions_for(states, noise)
+        torch.cuda.current_stream(self.agent.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            actions = self.agent.actions_for(states, noise)
+        return graph, states, noise, actions

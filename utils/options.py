@@ -1,0 +1,181 @@
+"""The command line: flags from the settings' dataclasses, devices, seeds, and where each setting came from."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import torch
+
+import hyperparameters
+from utils.errors import UserError
+
+__all__ = ["Parser", "build_parser", "config_table", "overrides", "parse", "parse_seeds", "resolve_device"]
+
+# One line for every setting of every algorithm (a test checks that none is missing).
+HELP = {
+    "reward_tune": "rewards as the learner sees them: no, normalize, iql_locomotion, iql_antmaze, cql_antmaze, antmaze",
+    "batch_size": "transitions a gradient step",
+    "num_epochs": "length of the run in epochs",
+    "num_steps_per_epoch": "gradient steps an epoch",
+    "eval_interval": "epochs between evaluations",
+    "eval_episodes": "episodes an evaluation",
+    "action_candidates": "actions a state at evaluation, one drawn by softmax of the target critics' minimum",
+    "learning_rate": "Adam's rate for the policy",
+    "critic_learning_rate": "Adam's rate for the critics",
+    "lr_decay": "cosine decay as published: it ends at 0.999 of the start",
+    "lr_decay_full": "cosine decay that ends at zero",
+    "grad_norm": "clip every network's gradient at this norm; 0: never",
+    "discount": "discount factor",
+    "tau": "rate of the target critics' average",
+    "max_q_backup": "take the best of 10 next actions in the critics' target",
+    "diffusion_steps": "steps T of the diffusion chain",
+    "beta_schedule": "noise schedule: vp, linear or cosine",
+    "ema_decay": "decay of the policy's average",
+    "ema_start": "gradient step from which that average moves",
+    "ema_interval": "gradient steps between its moves",
+    "kappa": "bound on the denoising loss that lambda enforces",
+    "lambda_init": "lambda at the start",
+    "lambda_min": "least lambda used",
+    "lambda_max": "largest lambda used",
+    "lambda_learning_rate": "Adam's rate for lambda",
+    "lambda_anti_windup": "clamp the stored lambda as well as the used one",
+    "policy_interval": "gradient steps between the policy's",
+}
+ALIASES = {"diffusion_steps": ("--T",), "kappa": ("--target_kl",)}  # the published command's names
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
+    """All flags for one algorithm. A setting that is not given stays out of the result."""
+    parser = Parser(
+        prog="run.py",
+        description="Train an offline policy on a fixed dataset, evaluate as it goes, leave results.",
+        epilog=f"The settings listed are those of --algo {algo}; other algorithms have others.",
+        allow_abbrev=False,
+    )
+    task = parser.add_argument_group("what to run")
+    task.add_argument("--env_name", default="halfcheetah-medium-v2", help="D4RL task (default: %(default)s)")
+    task.add_argument("--algo", default="diffcps", choices=list(algorithms), help="algorithm (default: %(default)s)")
+    task.add_argument("--dataset", metavar="SOURCE", help="local, minari:ID or a D4RL-format file (default: D4RL's)")
+    task.add_argument("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
+    task.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    task.add_argument("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")
+    task.add_argument("--load_published", nargs="+", metavar="NAME=FILE", help="start from published weights")
+    where = parser.add_argument_group("where and how to run")
+    where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
+    where.add_argument("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
+    where.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    where.add_argument("--backend", default="mujoco", choices=("mujoco", "d4rl"), help="evaluation environments: mujoco "
+                       "(D4RL's physics on the current MuJoCo) or d4rl (the original stack, where it is installed)")  # fmt: skip
+    where.add_argument("--eval_seeds", default="published", choices=("published", "fresh"), help="episode start states: "
+                       "published (seed + 100 every time) or fresh (new ones at every evaluation)")  # fmt: skip
+    out = parser.add_argument_group("what to leave")
+    out.add_argument("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
+    out.add_argument("--save_best_model", action="store_true", help="save the weights under the published names at "
+                     "every evaluation (as published, whose name promises less)")  # fmt: skip
+    out.add_argument(
+        "--checkpoint_interval", type=float, default=10.0, help="minutes between checkpoints (%(default)s)"
+    )
+    out.add_argument("--resume", action="store_true", help="continue the run in this folder from its last checkpoint")
+    out.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in this folder")
+    out.add_argument("--quiet", action="store_true", help="no progress bar: one line an evaluation")
+    out.add_argument("--print_config", action="store_true", help="print the settings and their origins, then stop")
+    settings = parser.add_argument_group(f"settings of {algo} (default < domain < task < flag)")
+    for field in dataclasses.fields(hyperparameters.CONFIGS[algo]):
+        _add_setting(settings, field)
+    return parser
+
+
+def _add_setting(group: argparse._ArgumentGroup, field: dataclasses.Field[Any]) -> None:
+    names = (f"--{field.name}", *ALIASES.get(field.name, ()))
+    text = f"{HELP[field.name]} (default: {field.default})"
+    common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    if isinstance(field.default, bool):
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+    else:
+        group.add_argument(*names, type=type(field.default), metavar=type(field.default).__name__.upper(), **common)
+
+
+def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
+    """Parse a command line; the settings' flags depend on `--algo`."""
+    algorithms = list(algorithms)
+    first = Parser(prog="run.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--algo", default="diffcps", choices=algorithms)
+    algo = first.parse_known_args(list(argv))[0].algo
+    options = build_parser(algo, algorithms).parse_args(argv)
+    if options.resume and options.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads must be at least 1, not {options.threads}")
+    return options
+
+
+def overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    names = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[options.algo])}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def config_table(algo: str, env_name: str, given: dict[str, Any]) -> str:
+    """Each setting, its value and its origin, a line each."""
+    rows = hyperparameters.explain(algo, env_name, given)
+    width = max(map(len, rows))
+    return "\n".join(f"{name:{width}}  {value!s:12}  {origin}" for name, (value, origin) in rows.items())
+
+
+def parse_seeds(options: argparse.Namespace) -> list[int]:
+    """`--seeds 0-4` or `0,3,7`, else `--seed`. Raises UserError for anything else, a repeated or a negative seed."""
+    text = options.seeds if options.seeds is not None else str(options.seed)
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            low, _, high = part.partition("-")
+            seeds.extend(range(int(low), int(high or low) + 1))
+    except ValueError:
+        raise UserError(f"--seeds takes 0-4 or 0,3,7, not {text!r}") from None
+    if not seeds or len(set(seeds)) != len(seeds) or len(seeds) > 1024:
+        raise UserError(f"--seeds {text!r} must name between 1 and 1024 different seeds")
+    return seeds
+
+
+def resolve_device(text: str) -> torch.device:
+    """`auto`, a bare number, `cuda`, `cuda:1` or `cpu` as a device.
+
+    A bare number falls back to the CPU with a warning where there is no CUDA at all, as the published code does; a
+    device that was named but does not exist raises UserError.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "cpu":
+        return torch.device("cpu")
+    if text == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    if text.isdecimal() and count == 0:
+        warnings.warn(f"--device {text}: no CUDA device here, training on the CPU", stacklevel=2)
+        return torch.device("cpu")
+    number = "0" if text == "cuda" else text.removeprefix("cuda:")
+    if not number.isdecimal():
+        raise UserError(f"--device takes auto, 0, cuda:1 or cpu, not {text!r}")
+    if int(number) >= count:
+        there = f"devices 0 to {count - 1}" if count else "no CUDA device"
+        raise UserError(f"--device {text} does not exist: this machine has {there}; use --device auto or cpu")
+    return torch.device(f"cuda:{number}")
+
+
+def show_warnings_as_lines() -> None:
+    """A warning is one line on stderr, without the source line that raised it."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]

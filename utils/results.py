@@ -1,0 +1,144 @@
+"""A run's folders: what is written once at the start, read back to resume, and shown at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.log import write_json
+
+__all__ = ["describe_run", "prepare_folders", "read_evaluations", "summary_table", "truncate_logs"]
+
+PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
+# What may differ between a run and its continuation.
+CHANGEABLE = ("num_epochs",)
+LAST = 5  # evaluations in the "mean of the last" column
+
+
+def describe_run(
+    settings: Mapping[str, tuple[Any, str]], run: Mapping[str, Any], device: torch.device, dataset: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `config.json` holds: every setting and its origin, versions, device, dataset and commit."""
+    return {
+        "settings": {name: value for name, (value, _) in settings.items()},
+        "origins": {name: origin for name, (_, origin) in settings.items()},
+        "run": dict(run),
+        "dataset": dict(dataset),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.processor()})",
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, marked where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def prepare_folders(
+    folders: Sequence[Path], configs: Sequence[Mapping[str, Any]], resume: bool, overwrite: bool
+) -> None:
+    """Make the seeds' folders and write their `config.json`.
+
+    Raises UserError where a folder holds a run and neither `resume` nor `overwrite` was asked for, or where the
+    resumed run's settings differ in what would change its numbers.
+    """
+    for folder, config in zip(folders, configs, strict=True):
+        if (folder / "config.json").exists() and overwrite:
+            shutil.rmtree(folder)
+        if (folder / "config.json").exists() and not resume:
+            raise UserError(f"{folder} holds a run already; use --resume, --overwrite or another --dir")
+        if (folder / "config.json").exists():
+            _check_same(folder, config)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", config)
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+
+
+def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError listing the settings in which the run in `folder` differs."""
+    try:
+        old = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged ({error}); use --overwrite or another --dir") from error
+    pairs = [("settings", name) for name in config["settings"]] + [("dataset", "sha256"), ("run", "eval_seeds")]
+    differences = [
+        f"{name} was {old.get(part, {}).get(name)!r}, now {config[part].get(name)!r}"
+        for part, name in pairs
+        if name not in CHANGEABLE and old.get(part, {}).get(name) != config[part].get(name)
+    ]
+    if differences:
+        raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")
+
+
+def truncate_logs(folder: Path, positions: Mapping[str, int]) -> None:
+    """Cut each CSV file back to the length it had when the checkpoint was written."""
+    for name, size in positions.items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size < size:
+            raise UserError(f"{path} is shorter than when its checkpoint was written; use --overwrite to start anew")
+        with open(path, "r+b") as file:
+            file.truncate(size)
+
+
+def read_evaluations(path: Path) -> dict[int, np.ndarray]:
+    """Normalised scores of the episodes of each evaluation, by step."""
+    scores: dict[int, list[float]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            scores.setdefault(int(row["step"]), []).append(float(row["normalized_score"]))
+    return {step: np.array(values) for step, values in scores.items()}
+
+
+def summary_table(folders: Sequence[Path]) -> str:
+    """Last, mean of the last five and best evaluation of each seed, then their mean and deviation over seeds."""
+    rows, lines = [], [f"{'seed':>10} {'last':>8} {f'mean of last {LAST}':>15} {'best':>8}  at step"]
+    for folder in folders:
+        means = {step: float(scores.mean()) for step, scores in read_evaluations(folder / "evaluations.csv").items()}
+        if not means:
+            return "no evaluation was made"
+        values = list(means.values())
+        best = max(means, key=lambda step: means[step])
+        rows.append((values[-1], float(np.mean(values[-LAST:])), means[best]))
+        name = folder.name.removeprefix("seed_")
+        lines.append(f"{name:>10} {rows[-1][0]:8.1f} {rows[-1][1]:15.1f} {rows[-1][2]:8.1f}  {best}")
+    if len(rows) > 1:
+        mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0)
+        for label, x in (("mean", mean), ("deviation", deviation)):
+            lines.append(f"{label:>10} {x[0]:8.1f} {x[1]:15.1f} {x[2]:8.1f}")
+    lines.append("normalised scores; best is chosen on test episodes, so it is no estimate of what the policy will do")
+    return "\n".join(lines)
