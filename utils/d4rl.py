@@ -358,8 +358,9 @@ def _check_shape(path: Path, dataset: h5py.Dataset, expected: tuple[int, ...]) -
 def _read_floats(path: Path, dataset: h5py.Dataset) -> Array:
     values = np.empty(dataset.shape, dtype=np.float32)
     dataset.read_direct(values)  # HDF5 converts block by block: no second array for a file in float64
-    if not np.isfinite(values).all():
-        kind = "NaN" if np.isnan(values).any() else "infinity"
+    extremes = np.array([values.min(), values.max()])  # NaN spreads to both; no array of flags is needed
+    if not np.isfinite(extremes).all():
+        kind = "NaN" if np.isnan(extremes).any() else "infinity"
         raise UserError(f"{path}: {dataset.name.lstrip('/')!r} holds {kind}; every number must be finite")
     return values
 
