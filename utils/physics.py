@@ -19,7 +19,7 @@ from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
 from utils.errors import UserError
 
-__all__ = ["MUJOCO_VERSION", "D4RLPhysics", "restored_model", "unstable", "version_warning", "warn_of_version"]
+__all__ = ["MUJOCO_VERSION", "D4RLPhysics", "instabilities", "restored_model", "version_warning", "warn_of_version"]
 
 MUJOCO_VERSION = "3.2.6"
 """The newest MuJoCo whose contacts are those of 2.1.0."""
@@ -96,12 +96,15 @@ def _text(numbers: np.ndarray) -> str:
     return " ".join(repr(float(number)) for number in numbers)
 
 
-def unstable(data: mujoco.MjData) -> bool:
-    """Whether MuJoCo found position, velocity or acceleration of `data` out of bounds since its last reset.
+def instabilities(data: mujoco.MjData) -> np.ndarray:
+    """How often MuJoCo found positions, velocities, accelerations, controls out of bounds since the last reset.
 
     MuJoCo's own answer is to put the model silently back to its initial state and to go on.
+
+    Returns:
+        int32 [4], a view that stays current.
     """
-    return bool(data.warning.number[FIRST_UNSTABLE:].any())
+    return data.warning.number[FIRST_UNSTABLE:]
 
 
 class D4RLPhysics(MujocoEnv):
@@ -169,7 +172,7 @@ class D4RLPhysics(MujocoEnv):
         control = self.control(action, self.action_space.shape)
         last = self._get_obs()
         observation, reward, terminated, truncated, info = self._step_task(control)
-        info["unstable"] = unstable(self.data) or not np.isfinite(observation).all()
+        info["unstable"] = bool(instabilities(self.data).any() or not np.isfinite(observation).all())
         if info["unstable"]:
             warnings.warn("the simulation became unstable: its episode ends", RuntimeWarning, stacklevel=2)
             return last, 0.0, True, truncated, info
