@@ -112,6 +112,7 @@ class DTQLConfig(CriticConfig):
     sigma_min: float = 0.002  # noise levels are log-logistic around sigma_data, between these
     sigma_max: float = 80.0
     sigma_data: float = 0.5  # deviation of the data in the network's preconditioning
+    clip_denoised: float = 1.0  # bound of denoised actions; the published code has 1 whatever the action box
 
 
 CONFIGS: dict[str, type[Config]] = {
@@ -333,7 +334,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 POSITIVE = (
     "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
-    "ema_interval", "sigma_min", "sigma_max", "sigma_data",
+    "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
 )  # fmt: skip
 FRACTIONS = ("discount", "tau", "ema_decay", "expectile")
 NOT_NEGATIVE = ("grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs")

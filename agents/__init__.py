@@ -4,6 +4,7 @@ from agents.agent import Agent
 from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
+from agents.dtql import DTQL
 
 __all__ = ["AGENTS"]
 
@@ -11,4 +12,5 @@ AGENTS: dict[str, type[Agent]] = {
     "diffcps": DiffCPS,
     "diffusion_ql": DiffusionQL,
     "diffusion_bc": DiffusionBC,
+    "dtql": DTQL,
 }

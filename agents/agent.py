@@ -157,6 +157,11 @@ class Agent:
     # --- What depends on the step number alone --------------------------------------------------------
 
     @property
+    def first_step(self) -> int:
+        """The step at which a run begins: 0, or below it with a pretraining, whose steps have negative numbers."""
+        return 0
+
+    @property
     def period(self) -> int:
         """Number of steps after which the pattern of updates repeats."""
         return 1

@@ -52,7 +52,7 @@ class DiffusionBC(Agent):
             "noise": normals(rng, n, steps, (batch_size, self.action_dim)),
         }
 
-    # --- The update --------------------------------------------------------------------------------------------------
+    # --- The update -------------------------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         loss, metrics = self.policy_loss(batch, draws)
@@ -64,7 +64,7 @@ class DiffusionBC(Agent):
         loss = self.diffusion.loss(self.actor, batch["actions"], batch["states"], draws["timesteps"], draws["noise"])
         return loss, {"bc_loss": loss.detach()}
 
-    # --- Acting ------------------------------------------------------------------------------------------------------
+    # --- Acting -----------------------------------------------------------------------------------------
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
         shape = (states, self.config.diffusion_steps, self.action_dim)
@@ -74,7 +74,7 @@ class DiffusionBC(Agent):
         """One sample of the policy a state: there is no critic to choose by."""
         return self.diffusion.sample(self.actor, states, noise["noise"].transpose(1, 2))
 
-    # --- Published names ---------------------------------------------------------------------------------------------
+    # --- Published names --------------------------------------------------------------------------------
 
     def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Weights as the published code saves them (`actor`).

@@ -94,7 +94,7 @@ class DiffusionQL(Agent):
             "critic_choice": integers(rng, n, steps, 2, ()),
         }
 
-    # --- The update: Algorithm 1 -------------------------------------------------------------------------------------
+    # --- The update: Algorithm 1 ------------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         c = self.config
@@ -130,7 +130,7 @@ class DiffusionQL(Agent):
         loss = bc_loss + self.config.eta * q_loss
         return loss, {"bc_loss": bc_loss.detach(), "q_loss": q_loss.detach(), "actor_loss": loss.detach()}
 
-    # --- Acting ------------------------------------------------------------------------------------------------------
+    # --- Acting -----------------------------------------------------------------------------------------
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
         n, candidates = self.num_seeds, self.config.action_candidates
@@ -145,7 +145,7 @@ class DiffusionQL(Agent):
         shape = noise["exponential"].shape
         return candidates_softmax(values.view(shape), actions.view(*shape, -1), noise["exponential"])
 
-    # --- Published names ---------------------------------------------------------------------------------------------
+    # --- Published names --------------------------------------------------------------------------------
 
     def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Weights as the published code saves them (`actor`, `critic`, and perhaps `ema`, `critic_target`).

@@ -7,19 +7,30 @@ however many layers and seeds there are. Weights keep the names that the publish
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = [
+    "EDMNetwork",
+    "Network",
     "NoiseNetwork",
+    "NormalizedTwinCritic",
     "Parameters",
+    "TanhGaussian",
     "TwinCritic",
+    "ValueNetwork",
     "default_init",
+    "gradients",
+    "layer_norm",
     "linear",
     "mish",
+    "orthogonal_init",
     "sinusoidal_embedding",
 ]
 
@@ -27,6 +38,7 @@ HIDDEN = 256  # width of every hidden layer in the published networks
 TIME_DIM = 16  # width of the time embedding
 
 Shapes = Mapping[str, Sequence[int]]
+Self = TypeVar("Self", bound="Network")  # typing.Self needs Python 3.11
 
 
 class _Mish(torch.autograd.Function):
@@ -64,6 +76,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each member's layer normalisation over the last axis: x [M, B, H], weight, bias [M, H]."""
+    return torch.addcmul(bias.unsqueeze(1), functional.layer_norm(x, x.shape[-1:]), weight.unsqueeze(1))
+
+
 def sinusoidal_embedding(steps: Tensor, dim: int = TIME_DIM) -> Tensor:
     """Sines then cosines at dim/2 geometric frequencies from 1 down to 1e-4: [...] -> [..., dim]."""
     half = dim // 2
@@ -97,14 +114,19 @@ class Parameters:
 
     def gradient(self, loss: Tensor) -> Tensor:
         """d sum(loss) / d parameters as one new tensor [M, P]; members are independent, so the sum mixes nothing."""
-        gradients = torch.autograd.grad(loss.sum(), list(self.tensors.values()))
-        return torch.cat([g.reshape(self.members, -1) for g in gradients], dim=1)
+        return gradients(loss, [self])[0]
 
     def averaged(self) -> Parameters:
         """A copy that takes no gradients: the start of a target or an average."""
-        copy = Parameters(self.shapes, self.members, self.flat.device, trainable=False)
-        copy.flat.copy_(self.flat)
-        return copy
+        twin = Parameters(self.shapes, self.members, self.flat.device, trainable=False)
+        twin.flat.copy_(self.flat)
+        return twin
+
+    def frozen(self) -> Parameters:
+        """The same numbers, shared and not copied, without gradients: for a loss of what passes through a network."""
+        twin = copy.copy(self)
+        twin.trainable, twin.tensors = False, {name: t.detach() for name, t in self.tensors.items()}
+        return twin
 
     def member_state(self, member: int) -> dict[str, Tensor]:
         """One member's parameters by name, detached copies without the members axis."""
@@ -122,8 +144,14 @@ class Parameters:
                 self.tensors[name][member].copy_(value)
 
 
+def gradients(loss: Tensor, kinds: Sequence[Parameters]) -> list[Tensor]:
+    """d sum(loss) / d parameters of several kinds in one backward pass, each one new tensor [M, P]."""
+    flat = iter(torch.autograd.grad(loss.sum(), [t for p in kinds for t in p.tensors.values()]))
+    return [torch.cat([next(flat).reshape(p.members, -1) for _ in p.tensors], dim=1) for p in kinds]
+
+
 def default_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
-    """PyTorch's default for linear layers: weight and bias ~ U(-1/sqrt(in), 1/sqrt(in)).
+    """PyTorch's default: linear layers' weight and bias ~ U(-1/sqrt(in), 1/sqrt(in)), normalisations 1 and 0.
 
     Each seed's members draw from that seed's own generator, so seed k starts alike alone and in company.
     """
@@ -133,9 +161,23 @@ def default_init(parameters: Parameters, generators: Sequence[torch.Generator]) 
         for member in range(parameters.members):
             generator = generators[member // per_seed]
             for name, shape in parameters.shapes.items():
-                bound = bounds[name.rsplit(".", 1)[0]]
+                bound = bounds.get(name.rsplit(".", 1)[0])
+                if bound is None:  # a layer without a matrix is a normalisation
+                    parameters[name][member].fill_(1.0 if name.endswith("weight") else 0.0)
+                    continue
                 drawn = torch.rand(shape, generator=generator, device=generator.device)
                 parameters[name][member].copy_((2 * drawn - 1) * bound)
+
+
+def orthogonal_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
+    """Orthogonal weights (Saxe et al. 2014) and zero biases, one member a seed, drawn from the seed's generator."""
+    with torch.no_grad():
+        for member, generator in enumerate(generators):
+            for name, shape in parameters.shapes.items():
+                value = torch.zeros(shape, device=generator.device)
+                if len(shape) == 2:
+                    torch.nn.init.orthogonal_(value, generator=generator)
+                parameters[name][member].copy_(value)
 
 
 def _layers(names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -147,7 +189,26 @@ def _layers(names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[int, 
     return shapes
 
 
-class NoiseNetwork:
+class Network:
+    """A function over `parameters`; copies of it differ in those alone."""
+
+    parameters: Parameters
+
+    def averaged(self: Self) -> Self:
+        """The same network over a copy of the parameters that takes no gradients."""
+        return self._over(self.parameters.averaged())
+
+    def frozen(self: Self) -> Self:
+        """The same network over the same parameters, taken as constants."""
+        return self._over(self.parameters.frozen())
+
+    def _over(self: Self, parameters: Parameters) -> Self:
+        twin = copy.copy(self)
+        twin.parameters = parameters
+        return twin
+
+
+class NoiseNetwork(Network):
     """epsilon(a^i, s, i): the noise in a diffused action. One member a seed.
 
     Time embedding 16 -> 32 -> 16 with Mish, then three Mish layers of 256 over [action | time | state]. The first of
@@ -166,13 +227,6 @@ class NoiseNetwork:
         self.parameters = Parameters(shapes, seeds, device)
         steps = torch.arange(diffusion_steps, device=device, dtype=torch.float32)
         self.embedding = sinusoidal_embedding(steps).expand(seeds, -1, -1)
-
-    def averaged(self) -> NoiseNetwork:
-        """The same network over a copy of the parameters that takes no gradients."""
-        twin = object.__new__(NoiseNetwork)
-        twin.action_dim, twin.embedding = self.action_dim, self.embedding
-        twin.parameters = self.parameters.averaged()
-        return twin
 
     def _first_weight(self) -> tuple[Tensor, Tensor, Tensor]:
         weight, a = self.parameters["model.mid_layer.0.weight"], self.action_dim
@@ -198,7 +252,7 @@ class NoiseNetwork:
         return linear(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
 
 
-class TwinCritic:
+class TwinCritic(Network):
     """Q1 and Q2: each three Mish layers of 256 over [state | action]. Members 2 k and 2 k + 1 are seed k's pair."""
 
     NAMES = ("q1_model", "q2_model")
@@ -207,12 +261,6 @@ class TwinCritic:
         self.state_dim = state_dim
         sizes = [state_dim + action_dim, HIDDEN, HIDDEN, HIDDEN, 1]
         self.parameters = Parameters(_layers(["0", "2", "4", "6"], sizes), 2 * seeds, device)
-
-    def averaged(self) -> TwinCritic:
-        """The same critics over a copy of the parameters that takes no gradients."""
-        twin = object.__new__(TwinCritic)
-        twin.state_dim, twin.parameters = self.state_dim, self.parameters.averaged()
-        return twin
 
     def __call__(self, states: Tensor, actions: Tensor) -> Tensor:
         """states [S, B, state_dim], actions [S, B * R, action_dim] -> values [S, 2, B * R].
@@ -256,6 +304,98 @@ class TwinCritic:
         for i, prefix in enumerate(self.NAMES):
             own = {n.removeprefix(f"{prefix}."): v for n, v in state.items() if n.startswith(f"{prefix}.")}
             self.parameters.load_member(2 * seed + i, own)
+
+
+class NormalizedTwinCritic(TwinCritic):
+    """Q1 and Q2 with a layer normalisation before each Mish, as DTQL has them."""
+
+    def __init__(self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str) -> None:
+        self.state_dim = state_dim
+        shapes = _layers(["0", "3", "6", "9"], [state_dim + action_dim, HIDDEN, HIDDEN, HIDDEN, 1])
+        shapes |= {f"{norm}.{kind}": (HIDDEN,) for norm in (1, 4, 7) for kind in ("weight", "bias")}
+        self.parameters = Parameters(shapes, 2 * seeds, device)
+
+    def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
+        weight, repeats = p["0.weight"], actions.shape[1] // states.shape[1]
+        part = linear(states, weight[:, :, : self.state_dim], p["0.bias"])
+        if repeats > 1:
+            part = part.repeat_interleave(repeats, dim=1)
+        hidden = torch.baddbmm(part, actions, weight[:, :, self.state_dim :].mT)
+        for norm, layer in (("1", "3"), ("4", "6"), ("7", "9")):
+            hidden = mish(layer_norm(hidden, p[f"{norm}.weight"], p[f"{norm}.bias"]))
+            hidden = linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"])
+        return hidden.squeeze(-1)
+
+
+class ValueNetwork(Network):
+    """V(s): three Mish layers of 256. One member a seed."""
+
+    def __init__(self, state_dim: int, seeds: int, device: torch.device | str) -> None:
+        names = [f"v_model.{i}" for i in (0, 2, 4, 6)]
+        self.parameters = Parameters(_layers(names, [state_dim, HIDDEN, HIDDEN, HIDDEN, 1]), seeds, device)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """states [S, B, state_dim] -> values [S, B]."""
+        p = self.parameters
+        for layer in ("v_model.0", "v_model.2", "v_model.4"):
+            states = mish(linear(states, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+        return linear(states, p["v_model.6.weight"], p["v_model.6.bias"]).squeeze(-1)
+
+
+class TanhGaussian(Network):
+    """max_action * tanh(mean + deviation * noise) over three ReLU layers of 256: one step a sample. One member a seed."""
+
+    LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
+    MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
+
+    def __init__(
+        self, state_dim: int, action_dim: int, max_action: float, seeds: int, device: torch.device | str
+    ) -> None:
+        self.max_action = max_action
+        sizes = [state_dim, HIDDEN, HIDDEN, HIDDEN, 2 * action_dim]
+        self.parameters = Parameters(_layers([f"net.{i}" for i in (0, 2, 4, 6)], sizes), seeds, device)
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [S, B, state_dim] -> mean and log deviation before the tanh, each [S, B, A]."""
+        p = self.parameters
+        for layer in ("net.0", "net.2", "net.4"):
+            states = linear(states, p[f"{layer}.weight"], p[f"{layer}.bias"]).relu()
+        mean, log_std = linear(states, p["net.6.weight"], p["net.6.bias"]).chunk(2, dim=-1)
+        return mean, log_std.clamp(*self.LOG_STD)
+
+    def actions(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+        """The action that standard normal `noise` gives; the shapes broadcast."""
+        return torch.tanh(mean + log_std.exp() * noise) * self.max_action
+
+    def log_likelihood(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+        """Log density of atanh(a / (max_action + margin)) [S, B]; as published, without the tanh's own density."""
+        deviations = (torch.atanh(actions / (self.max_action + self.MARGIN)) - mean) / log_std.exp()
+        return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+class EDMNetwork(Network):
+    """DTQL's raw network F(c_in x, s, ln sigma / 4). One member a seed.
+
+    Time embedding 16 -> 32 -> 16 with Mish, then four layers of 256 over [action | state | time], with Mish after
+    all but the first (as published; DEVIATIONS, last paragraph).
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str) -> None:
+        shapes = _layers(["embed.1", "embed.3"], [TIME_DIM, 2 * TIME_DIM, TIME_DIM])
+        names = [f"layers.layers.{i}" for i in (0, 1, 3, 5, 7)]
+        shapes |= _layers(names, [action_dim + state_dim + TIME_DIM, HIDDEN, HIDDEN, HIDDEN, HIDDEN, action_dim])
+        self.parameters = Parameters(shapes, seeds, device)
+
+    def __call__(self, actions: Tensor, states: Tensor, times: Tensor) -> Tensor:
+        """actions [S, B, A], states [S, B, state_dim], times [S, B] -> [S, B, A]."""
+        p = self.parameters
+        time = mish(linear(sinusoidal_embedding(times), p["embed.1.weight"], p["embed.1.bias"]))
+        time = linear(time, p["embed.3.weight"], p["embed.3.bias"])
+        hidden = torch.cat([actions, states, time], dim=-1)
+        hidden = linear(hidden, p["layers.layers.0.weight"], p["layers.layers.0.bias"])
+        for layer in ("layers.layers.1", "layers.layers.3", "layers.layers.5"):
+            hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+        return linear(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
 
 
 def _pair(x: Tensor) -> Tensor:

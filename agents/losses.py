@@ -1,0 +1,16 @@
+"""Losses that several learning rules share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["expectile_loss"]
+
+
+def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
+    """|expectile - 1(u < 0)| u^2 for each difference u, any shape (Kostrikov et al. 2022, eq. 5).
+
+    Its minimiser over v of the mean at u = x - v is the expectile of x: 0.5 gives the mean, 1 the maximum.
+    """
+    return torch.where(differences > 0, expectile, 1 - expectile) * differences.square()

@@ -1,0 +1,304 @@
+"""DTQL against the published code's recorded steps, and its parts against their definitions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hyperparameters
+from agents import AGENTS
+from agents.edm import EDM
+from agents.losses import expectile_loss
+from tests import parity
+
+METRICS = ("bc_loss", "distill_loss", "q_loss", "actor_loss", "critic_loss", "gamma_loss")
+
+
+def published_config(config: dict[str, Any]) -> Any:
+    return hyperparameters.get(
+        "dtql",
+        "halfcheetah-medium-v2",
+        learning_rate=config["lr"],
+        critic_learning_rate=config["critic_lr"],
+        alpha=config["alpha"],
+        gamma=config["gamma"],
+        expectile=config["expectile"],
+        discount=config["discount"],
+        tau=config["tau"],
+        ema_decay=config["ema_decay"],
+        ema_start=config["ema_start"],
+        ema_interval=config["ema_every"],
+        batch_size=config["batch_size"],
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_recorded_updates_are_reproduced(seeds: int) -> None:
+    config, recorded = parity.load("parity_dtql_locomotion")
+    rs = np.random.RandomState(config["seed"])
+    networks = parity.weights(config, rs)
+    batches, draws = parity.batches(config, rs), parity.one_step_draws(config, rs)
+    sizes = (config["state_dim"], config["action_dim"], config["max_action"])
+    agent = AGENTS["dtql"](*sizes, published_config(config), range(seeds))
+    agent.load_published(networks)
+    agent.step = config["start_step"]
+    for k in range(config["updates"]):
+        metrics = agent.update(parity.stacked(batches[k], seeds), parity.stacked(draws[k], seeds))
+        for seed in range(seeds):
+            got = [metrics[name][seed].item() for name in METRICS]
+            np.testing.assert_allclose(got, recorded["metrics"][k], rtol=1e-4)
+    for state in agent.published_state():
+        parity.assert_recorded(state, recorded)
+
+
+# --- A second implementation, in torch's own layers and optimisers -----------------------------------------------
+
+F = torch.nn.functional
+
+
+def layers(p: dict[str, torch.Tensor], names: list[str], x: torch.Tensor, activations: list[Any]) -> torch.Tensor:
+    for name, activation in zip(names, activations, strict=True):
+        x = activation(F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"]))
+    return x
+
+
+def identity(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+class Plain:
+    """The published update written plainly for one seed: it shares no line with the agent."""
+
+    def __init__(self, config: Any, state: dict[str, dict[str, torch.Tensor]], max_action: float) -> None:
+        self.c, self.max_action = config, max_action
+        online = ("critic", "bc_actor", "distill_actor")
+        self.p = {n: {k: v.clone().requires_grad_(n in online) for k, v in w.items()} for n, w in state.items()}
+        rates = (config.critic_learning_rate, config.learning_rate, config.learning_rate)
+        self.adam = {n: torch.optim.Adam(self.p[n].values(), lr=rate) for n, rate in zip(online, rates, strict=True)}
+
+    def q(self, name: str, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        p, values = self.p[name], []
+        for twin in ("q1_model", "q2_model"):
+            x = torch.cat([states, actions], 1)
+            for i in (0, 3, 6):
+                x = F.linear(x, p[f"{twin}.{i}.weight"], p[f"{twin}.{i}.bias"])
+                norm = f"{twin}.{i + 1}"
+                x = F.mish(F.layer_norm(x, (256,), p[f"{norm}.weight"], p[f"{norm}.bias"]))
+            values.append(F.linear(x, p[f"{twin}.9.weight"], p[f"{twin}.9.bias"])[:, 0])
+        return torch.stack(values)
+
+    def v(self, states: torch.Tensor) -> torch.Tensor:
+        names = [f"v_model.{i}" for i in (0, 2, 4, 6)]
+        return layers(self.p["critic"], names, states, [F.mish] * 3 + [identity])[:, 0]
+
+    def denoising(self, actions: torch.Tensor, states: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> Any:
+        p, data = self.p["bc_actor"], self.c.sigma_data
+        angles = (sigma.log() / 4)[:, None] * torch.exp(-math.log(10000) / 7 * torch.arange(8))
+        time = torch.cat([angles.sin(), angles.cos()], 1)
+        time = layers(p, ["embed.1", "embed.3"], time, [F.mish, identity])
+        s = sigma[:, None]
+        x = actions + s * noise
+        hidden = torch.cat([x / (s**2 + data**2) ** 0.5, states, time], 1)
+        names = [f"layers.layers.{i}" for i in (0, 1, 3, 5, 7)]
+        raw = layers(p, names, hidden, [identity, F.mish, F.mish, F.mish, identity])
+        c_out = s * data / (s**2 + data**2) ** 0.5
+        denoised = (c_out * raw + data**2 / (s**2 + data**2) * x).clamp(-self.c.clip_denoised, self.c.clip_denoised)
+        return (((denoised - actions) / c_out) ** 2).mean()
+
+    def step(self, name: str, loss: torch.Tensor) -> None:
+        self.adam[name].zero_grad()
+        loss.backward()
+        self.adam[name].step()
+
+    def update(self, b: dict[str, torch.Tensor], d: dict[str, torch.Tensor], policy: bool) -> dict[str, float]:
+        c, states, actions = self.c, b["states"], b["actions"]
+        with torch.no_grad():
+            q = self.q("critic", states, actions).amin(0)
+            target = b["rewards"][:, 0] + c.discount * b["not_dones"][:, 0] * self.v(b["next_states"])
+        u = q - self.v(states)
+        asymmetric = ((c.expectile - (u < 0).float()).abs() * u**2).mean()
+        critic_loss = asymmetric + ((self.q("critic", states, actions) - target) ** 2).mean(1).sum()
+        self.step("critic", critic_loss)
+        bc_loss = self.denoising(actions, states, d["bc_sigma"], d["bc_noise"])
+        self.step("bc_actor", bc_loss)
+        losses = {"critic_loss": critic_loss.item(), "bc_loss": bc_loss.item()}
+        if not policy:
+            return losses
+        names = [f"net.{i}" for i in (0, 2, 4, 6)]
+        mean, log_std = layers(self.p["distill_actor"], names, states, [F.relu] * 3 + [identity]).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
+        own = torch.tanh(normal.mean + normal.stddev * d["policy_noise"]) * self.max_action
+        distill_loss = self.denoising(own, states, d["distill_sigma"], d["distill_noise"])
+        q_loss = -self.q("critic", states, own).amin(0).mean()
+        gamma_loss = -normal.log_prob(torch.arctanh(actions / (self.max_action + 1e-3))).sum(-1).mean()
+        loss = c.alpha * distill_loss + q_loss + c.gamma * gamma_loss
+        self.step("distill_actor", loss)
+        with torch.no_grad():
+            for name, value in self.p["critic_target"].items():
+                value.copy_(c.tau * self.p["critic"][name] + (1 - c.tau) * value)
+        parts = {"distill_loss": distill_loss, "q_loss": q_loss, "gamma_loss": gamma_loss, "actor_loss": loss}
+        return losses | {name: value.item() for name, value in parts.items()}
+
+
+def batch(g: torch.Generator, states: int, actions: int, bound: float, rows: int = 32) -> dict[str, torch.Tensor]:
+    return {
+        "states": torch.randn(rows, states, generator=g),
+        "actions": torch.tanh(torch.randn(rows, actions, generator=g)) * bound * 0.95,
+        "next_states": torch.randn(rows, states, generator=g),
+        "rewards": torch.randn(rows, 1, generator=g),
+        "not_dones": (torch.rand(rows, 1, generator=g) > 0.1).float(),
+    }
+
+
+@pytest.mark.parametrize("max_action", [1.0, 2.0])
+def test_the_update_with_likelihood_matches_a_plain_one(max_action: float) -> None:
+    """AntMaze's sizes and settings (gamma 1, expectile 0.9), three pretraining steps and five of training."""
+    config = hyperparameters.get("dtql", "antmaze-large-diverse-v0")
+    agent = AGENTS["dtql"](29, 8, max_action, config, [3])
+    plain = Plain(config, agent.published_state()[0], max_action)
+    g = torch.Generator().manual_seed(0)
+    agent.step = -3
+    for step in range(-3, 5):
+        one = batch(g, 29, 8, max_action)
+        draws = agent.draw(g, 32)
+        metrics = agent.update(parity.stacked(one, 1), draws)
+        expected = plain.update(one, {name: value[0] for name, value in draws.items()}, policy=step >= 0)
+        for name, value in expected.items():
+            assert metrics[name].item() == pytest.approx(value, rel=2e-4, abs=1e-5), (step, name)
+        assert metrics["distill_loss"].isnan().all() == (step < 0)
+    state = agent.published_state()[0]
+    for name in ("critic", "critic_target", "bc_actor", "distill_actor"):
+        for key, value in state[name].items():
+            torch.testing.assert_close(value, plain.p[name][key].detach(), rtol=1e-3, atol=2e-5, msg=f"{name} {key}")
+
+
+# --- What is due, and at which rate ------------------------------------------------------------------------------
+
+
+def small(**settings: Any) -> Any:
+    return AGENTS["dtql"](3, 2, 1.0, hyperparameters.get("dtql", "hopper-medium-v2", **settings), [0])
+
+
+def test_pretraining_moves_only_denoiser_critics_and_value() -> None:
+    agent, g = small(pretrain_epochs=2, num_steps_per_epoch=3), torch.Generator().manual_seed(0)
+    assert agent.first_step == -6
+    agent.step = agent.first_step
+    start = {name: p.flat.clone() for name, p in agent.networks.items()}
+    for _ in range(6):
+        agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
+    moved = {name for name, p in agent.networks.items() if not torch.equal(p.flat, start[name])}
+    assert moved == {"critic", "value", "bc_actor"}
+    assert agent.step == 0 and agent.phase(-1) != agent.phase(0) == agent.phase(10**6)
+    agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
+    moved = {name for name, p in agent.networks.items() if not torch.equal(p.flat, start[name])}
+    assert moved == set(agent.networks) - {"distill_actor_target"}  # that average starts at ema_start
+
+
+def test_lr_decay_is_torchs_cosine_stepped_every_update() -> None:
+    agent = small(num_epochs=2, num_steps_per_epoch=5, lr_decay=True)
+    g = torch.Generator().manual_seed(0)
+    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=10, eta_min=0.0)
+    agent.step = -1
+    for step in range(-1, 11):
+        agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
+        expected = cosine.get_last_lr()[0] / 1e-4
+        for name, base in (("bc_actor", 1e-4), ("distill_actor", 1e-4), ("critic", 3e-4), ("value", 3e-4)):
+            assert agent.optimizers[name].rate.item() / base == pytest.approx(expected, abs=1e-6), step
+        if step >= 0:
+            adam.step()
+            cosine.step()
+
+
+# --- Parts -------------------------------------------------------------------------------------------------------
+
+
+def test_noise_levels_are_log_logistic_between_their_bounds() -> None:
+    edm = EDM(0.1, 4.0, 0.5, 1.0)
+    rng = [torch.Generator().manual_seed(k) for k in range(2)]
+    levels = edm.noise_levels(rng, 2, 100, (500,))
+    assert levels.shape == (100, 2, 500) and levels.dtype == torch.float32
+    assert levels.min() >= 0.1 * (1 - 1e-6) and levels.max() <= 4.0 * (1 + 1e-6)
+
+    def cumulative(sigma: float) -> float:
+        return 1 / (1 + (0.5 / sigma) ** 2)  # logistic of (ln sigma - ln 0.5) / 0.5
+
+    for sigma in (0.2, 0.5, 1.0, 2.0):
+        expected = (cumulative(sigma) - cumulative(0.1)) / (cumulative(4.0) - cumulative(0.1))
+        assert (levels < sigma).double().mean().item() == pytest.approx(expected, abs=0.006)  # 4 standard errors
+
+
+def test_a_perfect_denoiser_has_no_loss() -> None:
+    """A network that returns what F must be for D = a: the preconditioning solved for F."""
+    edm, g = EDM(0.002, 80.0, 0.5, 1.0), torch.Generator().manual_seed(0)
+    actions = torch.rand(1, 64, 2, generator=g) * 1.8 - 0.9
+    sigma, noise = edm.noise_levels(g, 1, 1, (64,))[0], torch.randn(1, 64, 2, generator=g)
+
+    def network(scaled: torch.Tensor, states: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        s = torch.exp(4 * times).unsqueeze(-1)
+        x = scaled * (s**2 + 0.25) ** 0.5
+        torch.testing.assert_close(x, actions + s * noise)
+        return (actions - 0.25 / (s**2 + 0.25) * x) / (s * 0.5 / (s**2 + 0.25) ** 0.5)
+
+    assert edm.loss(network, actions, torch.zeros(1, 64, 3), sigma, noise).item() < 1e-4
+
+
+def test_the_denoised_action_is_clipped() -> None:
+    edm = EDM(0.002, 80.0, 0.5, 1.0)
+    actions, sigma, noise = torch.zeros(1, 1, 1), torch.ones(1, 1), torch.zeros(1, 1, 1)
+
+    def far(*_: torch.Tensor) -> torch.Tensor:
+        return torch.full((1, 1, 1), 100.0)
+
+    assert edm.loss(far, actions, torch.zeros(1, 1, 1), sigma, noise).item() == pytest.approx(1 / (0.25 / 1.25))
+
+
+def test_expectiles_minimiser_is_the_expectile() -> None:
+    """Of {0, 1} at expectile e, with e (1 - v) = (1 - e) v, that is v = e."""
+    x, v = torch.tensor([0.0, 1.0]), torch.tensor(0.5, requires_grad=True)
+    for _ in range(400):
+        (slope,) = torch.autograd.grad(expectile_loss(x - v, 0.8).mean(), v)
+        v = (v - 0.5 * slope).detach().requires_grad_()
+    assert v.item() == pytest.approx(0.8, abs=1e-5)
+
+
+def test_the_one_step_policy_starts_orthogonal_and_alike_in_company() -> None:
+    config = hyperparameters.get("dtql", "hopper-medium-v2")
+    alone, both = AGENTS["dtql"](3, 2, 1.0, config, [1]), AGENTS["dtql"](3, 2, 1.0, config, [0, 1])
+    state = alone.published_state()[0]
+    weight = state["distill_actor"]["net.2.weight"]
+    torch.testing.assert_close(weight @ weight.T, torch.eye(256), rtol=0, atol=1e-5)
+    assert not state["distill_actor"]["net.2.bias"].any()
+    assert (state["critic"]["q1_model.1.weight"] == 1).all() and not state["critic"]["q2_model.4.bias"].any()
+    for network, weights in both.published_state()[1].items():
+        for name, value in weights.items():
+            assert torch.equal(value, state[network][name])
+
+
+def test_acting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, states = small(action_candidates=16), torch.randn(1, 7, 3, generator=torch.Generator().manual_seed(2))
+    whole = agent.act(states, torch.Generator().manual_seed(1))
+    monkeypatch.setattr("agents.dtql.CHUNK", 40)
+    torch.testing.assert_close(agent.act(states, torch.Generator().manual_seed(1)), whole)
+
+
+def test_candidates_are_drawn_by_softmax_of_the_target_critics() -> None:
+    """With two candidates a state the share of the first is the sigmoid of the difference of values."""
+    agent = small(action_candidates=2)
+    agent.critic_target.parameters.flat.mul_(3.0)  # values that differ
+    state = torch.randn(1, 1, 3, generator=torch.Generator().manual_seed(4))
+    noise = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(5))
+    mean, log_std = agent.distill_actor(state)
+    candidates = agent.distill_actor.actions(mean[:, :, None], log_std[:, :, None], noise)[0, 0]
+    values = agent.critic_target(state, candidates[None]).amin(1)[0]
+    many = {"noise": noise.expand(1, 4000, 2, 2), "exponential": torch.empty(1, 4000, 2)}
+    many["exponential"].exponential_(generator=torch.Generator().manual_seed(6))
+    chosen = agent.actions_for(state.expand(1, 4000, 3), many)[0]
+    share = (chosen - candidates[0]).abs().sum(1).lt(1e-4).double().mean().item()
+    expected = torch.sigmoid(values[0] - values[1]).item()
+    assert 0.02 < expected < 0.98 and abs(expected - 0.5) > 0.02
+    assert share == pytest.approx(expected, abs=0.03)
