@@ -28,7 +28,10 @@ __all__ = [
     "Task",
     "cache_folder",
     "cached_file",
+    "check_values",
+    "file_sha256",
     "ids",
+    "implied_timeouts",
     "load",
     "normalized_score",
     "qlearning_transitions",
@@ -201,7 +204,9 @@ def _download(wanted: Task, target: Path) -> None:
     """Fetch D4RL's file to `target`, which appears only once it has been read and found good."""
 
     def check(part: Path) -> None:
-        qlearning_transitions(read_rows(part, wanted.state_dim, wanted.action_dim), wanted.max_episode_steps)
+        rows = read_rows(part, wanted.state_dim, wanted.action_dim)
+        check_values(rows, part)
+        qlearning_transitions(rows, wanted.max_episode_steps)
         digest = file_sha256(part)
         kept = _checksum_file(target)
         if not kept.exists():
@@ -244,8 +249,9 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     rows = read_rows(file, wanted.state_dim, wanted.action_dim)
+    check_values(rows, file)
     info = {"path": str(file.resolve()), "bytes": size, "sha256": digest, "rows": len(rows.rewards)}
-    arrays = qlearning_transitions(rows, wanted.max_episode_steps, name=str(file))
+    arrays = qlearning_transitions(rows, wanted.max_episode_steps, name=file)
     return Dataset(**arrays, env_name=env_name, source="d4rl" if path is None else str(path), info=info)
 
 
@@ -269,14 +275,14 @@ class Rows:
 
 # Deflate cannot shrink by more than 1032; more than this is a header that claims what the file does not hold.
 _MOST_COMPRESSION = 1100
-_ACTION_TOLERANCE = 1e-3
+ACTION_TOLERANCE = 1e-3
 
 
-def read_rows(path: str | os.PathLike[str], state_dim: int, action_dim: int) -> Rows:
-    """Read and check one D4RL-format HDF5 file; other keys in it are ignored.
+def read_rows(path: str | os.PathLike[str], state_dim: int | None = None, action_dim: int | None = None) -> Rows:
+    """Read one D4RL-format HDF5 file whose arrays fit together and the task; other keys in it are ignored.
 
-    Raises UserError, one line, for what is not HDF5 or is truncated, a missing key, a wrong type, shape or
-    length, more rows claimed than stored, NaN or infinity, actions outside [-1, 1], or no rows.
+    Without dimensions the file's own are taken. Raises UserError, one line, for what is not HDF5 or is truncated,
+    a missing key, a wrong type, shape or length, more rows claimed than stored, or no rows.
     """
     path = Path(path)
     with _hdf5_errors(path), h5py.File(path, "r") as file:
@@ -288,25 +294,34 @@ def read_rows(path: str | os.PathLike[str], state_dim: int, action_dim: int) -> 
         actions = _find(file, path, "actions")
         terminals = _find(file, path, "terminals")
         timeouts = _find(file, path, "timeouts") if "timeouts" in file else None
-        _check_shape(path, observations, (size, state_dim))
-        _check_shape(path, actions, (size, action_dim))
+        _check_shape(path, observations, (size, state_dim or _width(observations)))
+        _check_shape(path, actions, (size, action_dim or _width(actions)))
         for column in (rewards, terminals, timeouts):
             if column is not None:
                 _check_shape(path, column, (size,))
-        rows = Rows(
-            observations=_read_floats(path, observations),
-            actions=_read_floats(path, actions),
-            rewards=_read_floats(path, rewards).reshape(size),
+        return Rows(
+            observations=_read_floats(observations),
+            actions=_read_floats(actions),
+            rewards=_read_floats(rewards).reshape(size),
             terminals=_read_flags(path, terminals),
             timeouts=None if timeouts is None else _read_flags(path, timeouts),
         )
+
+
+def check_values(rows: Rows, path: str | os.PathLike[str]) -> None:
+    """Raise UserError, one line, for NaN or infinity, or actions outside the box [-1, 1]."""
+    for key in ("observations", "actions", "rewards"):
+        values = getattr(rows, key)
+        extremes = np.array([values.min(), values.max()])  # NaN spreads to both; no array of flags is needed
+        if not np.isfinite(extremes).all():
+            kind = "NaN" if np.isnan(extremes).any() else "infinity"
+            raise UserError(f"{path}: {key!r} holds {kind}; every number must be finite")
     low, high = float(rows.actions.min()), float(rows.actions.max())
-    if low < -1 - _ACTION_TOLERANCE or high > 1 + _ACTION_TOLERANCE:
+    if low < -1 - ACTION_TOLERANCE or high > 1 + ACTION_TOLERANCE:
         raise UserError(
             f"{path}: 'actions' reach from {low:.4g} to {high:.4g}, outside the action box [-1, 1]; "
             "D4RL's actions are scaled to it"
         )
-    return rows
 
 
 @contextlib.contextmanager
@@ -355,13 +370,13 @@ def _check_shape(path: Path, dataset: h5py.Dataset, expected: tuple[int, ...]) -
         raise UserError(f"{path}: {key!r} has shape {shape}, the task needs {expected}: another task's file?")
 
 
-def _read_floats(path: Path, dataset: h5py.Dataset) -> Array:
+def _width(dataset: h5py.Dataset) -> int:
+    return dataset.shape[-1] if dataset.shape else 0
+
+
+def _read_floats(dataset: h5py.Dataset) -> Array:
     values = np.empty(dataset.shape, dtype=np.float32)
     dataset.read_direct(values)  # HDF5 converts block by block: no second array for a file in float64
-    extremes = np.array([values.min(), values.max()])  # NaN spreads to both; no array of flags is needed
-    if not np.isfinite(extremes).all():
-        kind = "NaN" if np.isnan(extremes).any() else "infinity"
-        raise UserError(f"{path}: {dataset.name.lstrip('/')!r} holds {kind}; every number must be finite")
     return values
 
 
@@ -375,7 +390,7 @@ def _read_flags(path: Path, dataset: h5py.Dataset) -> Array:
 # --------------------------------------------------------------------------------------------------
 # Rows -> transitions
 # --------------------------------------------------------------------------------------------------
-def qlearning_transitions(rows: Rows, max_episode_steps: int, name: str = "the set") -> dict[str, Array]:
+def qlearning_transitions(rows: Rows, max_episode_steps: int, name: object = "the set") -> dict[str, Array]:
     """The `Dataset` arrays that d4rl's `qlearning_dataset` (terminate_on_end=False) makes of `rows`.
 
     Row i becomes (s_i, a_i, r_i, s_{i+1}, terminal_i), in order, except for its quirks, kept here:
