@@ -141,8 +141,9 @@ class AntMazeEnv(D4RLPhysics, utils.EzPickle):
         """Let the next reset draw a goal, as if the environment were new."""
         self._goal_settled = False
 
-    def _mjcf(self) -> str:
-        root = ElementTree.fromstring(super()._mjcf())
+    def mjcf(self) -> str:
+        """The MJCF text of gymnasium's ant with D4RL's settings, in its maze."""
+        root = ElementTree.fromstring(super().mjcf())
         root.find("option").set("timestep", str(TIMESTEP))
         default = root.find("default/geom")
         default.set("solref", ".02 1")

@@ -54,7 +54,12 @@ class _Runner(D4RLPhysics):
         return self._forward_reward_weight * ((qpos[:, 0] - before[:, 0]) / self.dt)
 
     def _cost(self, controls: np.ndarray) -> np.ndarray:
-        return self._ctrl_cost_weight * np.sum(np.square(controls), axis=1)
+        # Squares are summed in the action's own precision, then weighted in float64, as NumPy 1 did for D4RL.
+        return self._ctrl_cost_weight * np.sum(np.square(controls), axis=1).astype(np.float64)
+
+    def control_cost(self, action: np.ndarray) -> float:
+        """gymnasium's cost of one action, in D4RL's precision."""
+        return self._cost(action[None])[0]
 
     def _stands(self, qpos: np.ndarray, _qvel: np.ndarray) -> np.ndarray:
         return _between(qpos[:, 1], self._healthy_z_range) & _between(qpos[:, 2], self._healthy_angle_range)

@@ -117,11 +117,12 @@ class D4RLPhysics(MujocoEnv):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "depth_array"]}
 
-    def _mjcf(self) -> str:
+    def mjcf(self) -> str:
+        """The model's MJCF text, before its weights are restored."""
         return pathlib.Path(self.fullpath).read_text()
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        model = restored_model(self._mjcf())
+        model = restored_model(self.mjcf())
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         return model, mujoco.MjData(model)
@@ -145,7 +146,7 @@ class D4RLPhysics(MujocoEnv):
             shape: [A] or [n, A].
 
         Returns:
-            the actuators' controls, float64.
+            the actuators' controls, float32 or float64 as computed.
 
         Raises:
             UserError: the shape is another or a value is NaN or infinite.
@@ -158,7 +159,7 @@ class D4RLPhysics(MujocoEnv):
         if not np.isfinite(actions).all():
             raise UserError("action has NaN or infinite values; give numbers in [-1, 1]")
         high = self._control_high
-        return np.clip(-high + (actions + 1.0) * 0.5 * (high + high), -high, high).astype(np.float64)
+        return np.clip(-high + (actions + 1.0) * 0.5 * (high + high), -high, high)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Clip the action and step.
