@@ -23,6 +23,7 @@ from utils.download import download
 from utils.errors import UserError
 
 __all__ = [
+    "ACTION_TOLERANCE",
     "TASKS",
     "Rows",
     "Task",
@@ -30,6 +31,7 @@ __all__ = [
     "cached_file",
     "check_values",
     "file_sha256",
+    "hdf5_errors",
     "ids",
     "implied_timeouts",
     "load",
@@ -285,7 +287,7 @@ def read_rows(path: str | os.PathLike[str], state_dim: int | None = None, action
     a missing key, a wrong type, shape or length, more rows claimed than stored, or no rows.
     """
     path = Path(path)
-    with _hdf5_errors(path), h5py.File(path, "r") as file:
+    with hdf5_errors(path), h5py.File(path, "r") as file:
         rewards = _find(file, path, "rewards")
         size = rewards.shape[0] if rewards.shape else 0
         if size == 0:
@@ -325,7 +327,7 @@ def check_values(rows: Rows, path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def _hdf5_errors(path: Path) -> Iterator[None]:
+def hdf5_errors(path: Path) -> Iterator[None]:
     """h5py reports damage as any of these; the user gets one line."""
     try:
         yield

@@ -181,9 +181,7 @@ class Table:
     def nbytes(self) -> int:
         return self.rows.numel() * self.rows.element_size()
 
-    def draw_indices(
-        self, generators: Sequence[torch.Generator], batch_size: int, steps: int
-    ) -> torch.Tensor:
+    def draw_indices(self, generators: Sequence[torch.Generator], batch_size: int, steps: int) -> torch.Tensor:
         """Rows for `steps` batches of S = len(generators) seeds: int64 [steps, S, batch_size] on the device.
 
         Uniform with replacement, as published. Seed k's rows come from generators[k] alone, in one call, so
@@ -210,3 +208,9 @@ class Table:
     def sample(self, generators: Sequence[torch.Generator], batch_size: int) -> dict[str, torch.Tensor]:
         """One batch of every seed: `draw_indices` for one step, then `gather`."""
         return self.gather(self.draw_indices(generators, batch_size, steps=1)[0])
+
+
+if __name__ == "__main__":
+    from utils.describe import main
+
+    raise SystemExit(main())

@@ -1,0 +1,273 @@
+"""What is in a set of recorded rows, on one screen: `python -m utils.dataset FILE_OR_ID`.
+
+It reads rows as they lie in the file and refuses nothing that can be read, so that a set which `utils.d4rl.load`
+turns down, for NaN say, can be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from utils import d4rl
+from utils.errors import UserError
+
+__all__ = ["guess_env_name", "main", "render", "summarize"]
+
+Array = np.ndarray
+_BINS = 10
+_BAR = 40
+_SATURATED = 0.25  # share of actions on the edge of the box that is worth a word
+
+
+# --------------------------------------------------------------------------------------------------
+# Facts
+# --------------------------------------------------------------------------------------------------
+def summarize(rows: d4rl.Rows, env_name: str | None = None) -> dict[str, Any]:
+    """Plain numbers about `rows`; returns are normalised and time limits known where `env_name` is a D4RL id.
+
+    Keys: rows, transitions (of `qlearning_dataset`), episodes, terminals, timeouts (None where the file has no such
+    key), returns, normalized_returns, lengths (one number an episode, in order; the last may be unfinished),
+    actions and states (min, mean, max a dimension), suspicious (a list of sentences).
+    """
+    limit = d4rl.task(env_name).max_episode_steps if env_name else None
+    ends = _ends(rows, limit)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    returns = np.add.reduceat(rows.rewards.astype(np.float64), starts)
+    return {
+        "env_name": env_name,
+        "rows": len(rows.rewards),
+        "transitions": int((~_timeouts(rows, limit)[:-1]).sum()),
+        "episodes": len(ends),
+        "terminals": int(rows.terminals.sum()),
+        "timeouts": None if rows.timeouts is None else int(rows.timeouts.sum()),
+        "returns": returns.tolist(),
+        "normalized_returns": d4rl.normalized_score(env_name, returns).tolist() if env_name else None,
+        "lengths": (ends - starts + 1).tolist(),
+        "actions": _ranges(rows.actions),
+        "states": _ranges(rows.observations),
+        "suspicious": list(_suspicious(rows, starts, ends, returns, limit)),
+    }
+
+
+def _timeouts(rows: d4rl.Rows, limit: int | None) -> Array:
+    if rows.timeouts is not None:
+        return rows.timeouts
+    return np.zeros_like(rows.terminals) if limit is None else d4rl.implied_timeouts(rows.terminals, limit)
+
+
+def _ends(rows: d4rl.Rows, limit: int | None) -> Array:
+    """Last row of every episode; the file's last row ends one whether it is marked or not."""
+    marked = rows.terminals | _timeouts(rows, limit)
+    marked[-1] = True
+    return np.flatnonzero(marked)
+
+
+def _ranges(values: Array) -> dict[str, list[float]]:
+    return {
+        "min": values.min(0).tolist(),
+        "mean": values.mean(0, dtype=np.float64).tolist(),
+        "max": values.max(0).tolist(),
+    }
+
+
+def _suspicious(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array, limit: int | None) -> Iterable[str]:
+    """What a careful reader would want to know before training on it."""
+    yield from _bad_numbers(rows)
+    yield from _odd_actions(rows.actions)
+    if rows.timeouts is None:
+        yield "no key 'timeouts': d4rl counts time limits out instead, and not quite right after a terminal"
+    elif both := int((rows.terminals & rows.timeouts).sum()):
+        yield f"{both} rows are terminal and timeout at once; d4rl drops them, and their terminal with them"
+    if not (rows.terminals[-1] or _timeouts(rows, limit)[-1]):
+        yield "the last episode is unfinished"
+    yield from _unlabelled_ends(rows, starts, limit, ends)
+    yield from _repetitions(rows, starts, ends, returns)
+    if np.ptp(rows.rewards) == 0:
+        yield f"every reward is {rows.rewards[0]:.4g}"
+
+
+def _bad_numbers(rows: d4rl.Rows) -> Iterable[str]:
+    for key in ("observations", "actions", "rewards"):
+        values = getattr(rows, key).reshape(len(rows.rewards), -1)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            yield f"{key}: NaN or infinity in {int(bad.any(1).sum())} rows, the first is row {bad.any(1).argmax()}"
+        if key != "rewards":
+            constant = np.flatnonzero(values.min(0) == values.max(0))
+            if len(constant) and len(values) > 1:
+                yield f"{key}: dimension {_listed(constant)} never changes"
+
+
+def _odd_actions(actions: Array) -> Iterable[str]:
+    outside = np.abs(actions) > 1 + d4rl.ACTION_TOLERANCE
+    if outside.any():
+        yield f"actions: {int(outside.any(1).sum())} rows leave the box [-1, 1], up to {np.abs(actions).max():.4g}"
+    share = float((np.abs(actions) >= 1 - 1e-6).mean())
+    if share > _SATURATED:
+        yield f"actions: {share:.0%} of the numbers lie on the edge of the box"
+
+
+def _unlabelled_ends(rows: d4rl.Rows, starts: Array, limit: int | None, ends: Array) -> Iterable[str]:
+    """Episodes longer than the time limit, and states that look like a reset where nothing marks an end."""
+    if limit is not None and (long := int((ends - starts + 1 > limit).sum())):
+        yield f"{long} episodes are longer than the time limit of {limit} steps: ends are not marked"
+    if len(starts) < 5:
+        return
+    first = rows.observations[starts]
+    inside = ((rows.observations >= first.min(0)) & (rows.observations <= first.max(0))).all(1)
+    jumps = inside[1:] & ~inside[:-1]
+    jumps[starts[1:] - 1] = False
+    if count := int(jumps.sum()):
+        yield f"{count} rows look like a reset, the first is row {jumps.argmax() + 1}, but no end is marked before"
+
+
+def _repetitions(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array) -> Iterable[str]:
+    same = (rows.observations[1:] == rows.observations[:-1]).all(1)
+    same[ends[:-1]] = False
+    if count := int(same.sum()):
+        yield f"{count} rows repeat the state of the row before"
+    keys = np.column_stack([rows.observations[starts].astype(np.float64), returns, ends - starts])
+    if copies := len(keys) - len(np.unique(keys, axis=0)):
+        yield f"{copies} episodes repeat another one (same first state, return and length)"
+
+
+def _listed(numbers: Array) -> str:
+    return ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
+
+
+# --------------------------------------------------------------------------------------------------
+# The screen
+# --------------------------------------------------------------------------------------------------
+def render(summary: dict[str, Any], title: Sequence[str] = ()) -> str:
+    """`summarize`'s numbers as text, at most 100 columns wide."""
+    timeouts = "no such key" if summary["timeouts"] is None else f"{summary['timeouts']:,}"
+    scores = summary["normalized_returns"]
+    lines = [
+        *title,
+        "",
+        f"rows {summary['rows']:,}   transitions {summary['transitions']:,}   episodes {summary['episodes']:,}"
+        f"   terminals {summary['terminals']:,}   timeouts {timeouts}",
+        "",
+        f"{'an episode':<20}" + "".join(f"{name:>11}" for name in ("mean", "std", "min", "median", "max")),
+        _spread("return", summary["returns"]),
+        *([_spread("normalised (%)", scores)] if scores else []),
+        _spread("length", summary["lengths"]),
+        "",
+        "normalised returns" if scores else "returns",
+        *_histogram(scores or summary["returns"]),
+        "",
+        *_grid("actions, min … max (mean) of each dimension", summary["actions"]),
+        *_grid("states, min … max (mean) of each dimension", summary["states"]),
+        "",
+        "suspicious: nothing seen" if not summary["suspicious"] else "suspicious:",
+        *(f"  - {sentence}" for sentence in summary["suspicious"]),
+    ]
+    return "\n".join(lines)
+
+
+def _spread(name: str, values: Sequence[float]) -> str:
+    array = np.asarray(values, dtype=np.float64)
+    numbers = (array.mean(), array.std(), array.min(), np.median(array), array.max())
+    return f"{name:<20}" + "".join(f"{number:>11.2f}" for number in numbers)
+
+
+def _histogram(values: Sequence[float]) -> Iterable[str]:
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return
+    counts, edges = np.histogram(finite, bins=_BINS if np.ptp(finite) > 0 else 1)
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        bar = "█" * int(np.ceil(_BAR * count / counts.max()))
+        yield f"  {low:>10.1f} … {high:<10.1f} {bar:<{_BAR}} {count:,}"
+
+
+def _grid(name: str, ranges: dict[str, list[float]]) -> Iterable[str]:
+    """Three dimensions a line, so that 29 of them fit."""
+    yield name
+    cells = [
+        f"{k:>4}: {low:.3g} … {high:.3g} ({mean:.3g})"
+        for k, (low, mean, high) in enumerate(zip(ranges["min"], ranges["mean"], ranges["max"], strict=True))
+    ]
+    for start in range(0, len(cells), 3):
+        yield "".join(f"{cell:<33}" for cell in cells[start : start + 3]).rstrip()
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+# --------------------------------------------------------------------------------------------------
+def guess_env_name(path: Path) -> str | None:
+    """The D4RL id whose file name, or whose own name, the file's name begins with."""
+    for task in d4rl.TASKS.values():
+        if path.name == task.file_name:
+            return task.env_name
+    stem = path.stem.replace("_", "-")
+    for env_name in sorted(d4rl.ids(), key=lambda name: (-len(name), name)):
+        if stem == env_name or stem.startswith((f"{env_name}-", f"{env_name}.")):
+            return env_name
+    short = {name.rsplit("-", 1)[0]: name for name in reversed(d4rl.ids())}
+    matches = [name for name in short if stem == name or stem.startswith(f"{name}-")]
+    return short[max(matches, key=len)] if matches else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, or 2 after one line for what cannot be described."""
+    parser = argparse.ArgumentParser(prog="python -m utils.dataset", description="Describe a dataset in one screen.")
+    parser.add_argument("set", metavar="FILE_OR_ID", help="a D4RL-format file, a D4RL id, local:ID or minari:ID")
+    parser.add_argument("--env_name", help="the task by whose scores a FILE is normalised (default: by its name)")
+    parser.add_argument("--local_size", type=int, default=100_000, help="transitions of local:ID (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
+    given = parser.parse_args(arguments)
+    try:
+        rows, env_name, title = _open(given)
+        summary = summarize(rows, env_name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"title": title, **summary}) if given.json else render(summary, title))
+    return 0
+
+
+def _open(given: argparse.Namespace) -> tuple[d4rl.Rows, str | None, list[str]]:
+    """Rows, the id that scores them, and the lines that say what they are."""
+    if given.set.startswith("minari:"):
+        from utils import minari
+
+        return minari.read_rows(given.set), None, [given.set]
+    if given.set.startswith("local:"):
+        from utils import local
+
+        env_name = given.set.removeprefix("local:")
+        path = Path(local.load(env_name, size=given.local_size).info["path"])
+    elif given.set in d4rl.TASKS:
+        env_name = given.set
+        path = d4rl.cached_file(env_name)
+        if not path.exists():
+            path = Path(d4rl.load(env_name).info["path"])
+    else:
+        path = Path(given.set).expanduser()
+        if not path.exists():
+            raise UserError(f"{given.set!r} is neither a file nor a D4RL id; ids: {', '.join(d4rl.ids())}")
+        env_name = d4rl.task(given.env_name).env_name if given.env_name else guess_env_name(path)
+    task = d4rl.TASKS.get(env_name)
+    rows = d4rl.read_rows(path, task and task.state_dim, task and task.action_dim)
+    scored = f"scored as {env_name}" if env_name else "no reference scores (--env_name names the task)"
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    title = [f"{path}   {size}   SHA-256 {d4rl.file_sha256(path)[:12]}…   {scored}", *_notes(path)]
+    return rows, env_name, title
+
+
+def _notes(path: Path) -> Iterable[str]:
+    """What the file says of itself: rebuilt and local sets do, and must not be taken for official ones."""
+    with d4rl.hdf5_errors(path), h5py.File(path, "r") as file:
+        note = file.attrs.get("description")
+    if isinstance(note, str):
+        yield note.strip('"')
