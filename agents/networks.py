@@ -343,7 +343,7 @@ class ValueNetwork(Network):
 
 
 class TanhGaussian(Network):
-    """max_action * tanh(mean + deviation * noise) over three ReLU layers of 256: one step a sample. One member a seed."""
+    """max_action * tanh(mean + deviation * noise) over three ReLU layers of 256. One member a seed."""
 
     LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
     MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
