@@ -122,10 +122,11 @@ def main() -> None:
     """Measure all environments and print a table or, with `--json`, one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--recordings", type=pathlib.Path, default=RECORDINGS, help="default: those of the tests")
     arguments = parser.parse_args()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a badly wrong stock step may be unstable
-        measured = {environment: measure(environment) for environment in ENVIRONMENTS}
+        measured = {environment: measure(environment, arguments.recordings) for environment in ENVIRONMENTS}
     if arguments.json:
         kinds = {name: {kind: dataclasses.asdict(e) for kind, e in both.items()} for name, both in measured.items()}
         print(json.dumps(kinds))

@@ -209,7 +209,7 @@ class AntMazeEnv(D4RLPhysics, utils.EzPickle):
 
     def render(self) -> np.ndarray | None:
         """A frame with the goal as a green disc; see `D4RLPhysics.render`."""
-        self.model.site("goal").pos[:2] = self._target_goal
+        self.data.site("goal").xpos[:2] = self._target_goal  # in place: a forward pass would touch the warm start
         return super().render()
 
 
