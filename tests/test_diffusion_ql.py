@@ -54,7 +54,125 @@ def test_recorded_updates_are_reproduced(seeds: int) -> None:
         parity.assert_recorded(state, recorded)
 
 
-# --- Max-Q backup, Adam and clipping, the averages: each from its own definition -------------------------------------
+# --- A second implementation, in torch's own layers and optimisers -----------------------------------------------
+
+F = torch.nn.functional
+
+
+class Plain:
+    """The published update written plainly for one seed: it shares no line with the agent but the noise variances."""
+
+    def __init__(self, config: Any, state: dict[str, dict[str, torch.Tensor]], max_action: float) -> None:
+        self.c, self.max_action = config, max_action
+        online = ("critic", "actor")
+        self.p = {n: {k: v.clone().requires_grad_(n in online) for k, v in w.items()} for n, w in state.items()}
+        rates = {"critic": config.critic_learning_rate, "actor": config.learning_rate}
+        self.adam = {n: torch.optim.Adam(self.p[n].values(), lr=rate) for n, rate in rates.items()}
+        self.beta = beta_schedule(config.beta_schedule, config.diffusion_steps).float()
+        self.bar = torch.cumprod(1 - self.beta, 0)
+        self.before = torch.cat([torch.ones(1), self.bar[:-1]])
+
+    def q(self, name: str, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        values = []
+        for twin in ("q1_model", "q2_model"):
+            x = torch.cat([states, actions], 1)
+            for layer in (0, 2, 4, 6):
+                x = F.linear(x, self.p[name][f"{twin}.{layer}.weight"], self.p[name][f"{twin}.{layer}.bias"])
+                x = F.mish(x) if layer < 6 else x
+            values.append(x[:, 0])
+        return torch.stack(values)
+
+    def sample(self, name: str, states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        x, bound = noise[0], self.max_action
+        for k, i in enumerate(reversed(range(self.c.diffusion_steps)), start=1):
+            predicted = plain_noise(self.p[name], x, torch.full((len(x),), i), states)
+            clean = ((x - (1 - self.bar[i]).sqrt() * predicted) / self.bar[i].sqrt()).clamp(-bound, bound)
+            remaining = 1 - self.bar[i]
+            mean = self.before[i].sqrt() * self.beta[i] / remaining * clean
+            mean = mean + (1 - self.beta[i]).sqrt() * (1 - self.before[i]) / remaining * x
+            variance = self.beta[i] * (1 - self.before[i]) / remaining
+            x = mean + variance.sqrt() * noise[k] if i > 0 else mean
+        return x.clamp(-bound, bound)
+
+    def step(self, name: str, loss: torch.Tensor) -> None:
+        self.adam[name].zero_grad()
+        loss.backward()
+        if self.c.grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.p[name].values(), self.c.grad_norm)
+        self.adam[name].step()
+
+    def update(self, b: dict[str, torch.Tensor], d: dict[str, torch.Tensor], step: int) -> dict[str, float]:
+        c, states, actions = self.c, b["states"], b["actions"]
+        with torch.no_grad():
+            repeats = 10 if c.max_q_backup else 1
+            next_states = b["next_states"].repeat_interleave(repeats, 0)
+            values = self.q("critic_target", next_states, self.sample("ema", next_states, d["next_action_noise"]))
+            best = values.view(2, -1, repeats).amax(2).amin(0)
+            target = b["rewards"][:, 0] + c.discount * b["not_dones"][:, 0] * best
+        critic_loss = sum(F.mse_loss(q, target) for q in self.q("critic", states, actions))
+        self.step("critic", critic_loss)
+        level = self.bar[d["timesteps"]][:, None]
+        diffused = level.sqrt() * actions + (1 - level).sqrt() * d["noise"]
+        bc_loss = F.mse_loss(plain_noise(self.p["actor"], diffused, d["timesteps"], states), d["noise"])
+        values = self.q("critic", states, self.sample("actor", states, d["policy_noise"]))
+        chosen = int(d["critic_choice"])
+        q_loss = -values[chosen].mean() / values[1 - chosen].abs().mean().detach()
+        loss = bc_loss + c.eta * q_loss
+        self.step("actor", loss)
+        with torch.no_grad():
+            if step % c.ema_interval == 0 and step >= c.ema_start:
+                for name, value in self.p["ema"].items():
+                    value.copy_(c.ema_decay * value + (1 - c.ema_decay) * self.p["actor"][name])
+            for name, value in self.p["critic_target"].items():
+                value.copy_(c.tau * self.p["critic"][name] + (1 - c.tau) * value)
+        parts = {"critic_loss": critic_loss, "bc_loss": bc_loss, "q_loss": q_loss, "actor_loss": loss}
+        return {name: value.item() for name, value in parts.items()}
+
+
+SIZE = {"updates": 1, "batch_size": 32}
+CASES = {
+    "antmaze with max-Q backup": (29, 8, 1.0, "antmaze-large-play-v0", {}),
+    "another box, chain, schedule": (11, 3, 2.0, "hopper-medium-v2", {"diffusion_steps": 9, "beta_schedule": "linear"}),
+    "cosine, no clipping": (17, 6, 1.0, "walker2d-medium-v2", {"beta_schedule": "cosine", "grad_norm": 0.0}),
+    "clipping that bites": (5, 2, 1.0, "hopper-medium-v2", {"grad_norm": 0.05, "eta": 3.0}),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_update_matches_a_plain_one(case: str) -> None:
+    state_dim, action_dim, max_action, task, settings = CASES[case]
+    config = hyperparameters.get("diffusion_ql", task, ema_start=1002, **settings)
+    agent = AGENTS["diffusion_ql"](state_dim, action_dim, max_action, config, [3])
+    plain = Plain(config, agent.published_state()[0], max_action)
+    agent.step = 998
+    g = torch.Generator().manual_seed(0)
+    for step in range(998, 1006):
+        batch = parity.batches({**SIZE, "state_dim": state_dim, "action_dim": action_dim, "max_action": max_action},
+                               np.random.RandomState(step))[0]  # fmt: skip
+        draws = agent.draw(g, SIZE["batch_size"])
+        metrics = agent.update(parity.stacked(batch, 1), draws)
+        expected = plain.update(batch, {name: value[0] for name, value in draws.items()}, step)
+        for name, value in expected.items():
+            assert metrics[name].item() == pytest.approx(value, rel=2e-4, abs=2e-5), (step, name)
+    for network, weights in agent.published_state()[0].items():
+        for name, value in weights.items():
+            torch.testing.assert_close(
+                value, plain.p[network][name].detach(), rtol=1e-3, atol=2e-5, msg=f"{network} {name}"
+            )
+
+
+def test_lr_decay_is_torchs_cosine_stepped_once_an_evaluation_interval() -> None:
+    agent = small_agent(num_epochs=8, num_steps_per_epoch=2, eval_interval=2, lr_decay=True)
+    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=8, eta_min=0.0)
+    batch, rng = small_batch(), torch.Generator().manual_seed(1)
+    for step in range(16):
+        if step and step % 4 == 0:
+            adam.step()
+            cosine.step()
+        agent.update(batch, agent.draw(rng, 8))
+        for name in ("actor", "critic"):
+            assert agent.optimizers[name].rate.item() / 3e-4 == pytest.approx(cosine.get_last_lr()[0], rel=1e-5)
 
 
 def small_agent(algo: str = "diffusion_ql", **settings: Any) -> Any:
@@ -71,46 +189,6 @@ def small_batch(rows: int = 8) -> dict[str, torch.Tensor]:
         "rewards": torch.randn(1, rows, 1, generator=g),
         "not_dones": (torch.rand(1, rows, 1, generator=g) > 0.3).float(),
     }
-
-
-def published_critic(state: dict[str, torch.Tensor], prefix: str, rows: torch.Tensor) -> torch.Tensor:
-    """One critic written with torch's own layers."""
-    for layer in (0, 2, 4, 6):
-        rows = torch.nn.functional.linear(rows, state[f"{prefix}.{layer}.weight"], state[f"{prefix}.{layer}.bias"])
-        rows = torch.nn.functional.mish(rows) if layer < 6 else rows
-    return rows.squeeze(-1)
-
-
-def test_max_q_backup_takes_each_critics_best_of_ten() -> None:
-    agent, batch = small_agent(max_q_backup=True), small_batch()
-    draws = agent.draw(torch.Generator().manual_seed(1), 8)
-    assert draws["next_action_noise"].shape == (1, 5, 80, 2)
-    _, metrics = agent.critic_loss(batch, draws)
-    next_states = batch["next_states"][0]
-    best = torch.full((2, 8), -torch.inf)
-    target, current = agent.published_state()[0]["critic_target"], agent.published_state()[0]["critic"]
-    for k in range(10):
-        noise = draws["next_action_noise"][:, :, k::10]
-        actions = agent.diffusion.sample(agent.ema, batch["next_states"], noise)[0]
-        for i, name in enumerate(("q1_model", "q2_model")):
-            value = published_critic(target, name, torch.cat([next_states, actions], 1))
-            best[i] = torch.maximum(best[i], value)
-    goal = batch["rewards"][0, :, 0] + 0.99 * batch["not_dones"][0, :, 0] * best.amin(0)
-    rows = torch.cat([batch["states"][0], batch["actions"][0]], 1)
-    expected = sum(((published_critic(current, n, rows) - goal) ** 2).mean() for n in ("q1_model", "q2_model"))
-    torch.testing.assert_close(metrics["critic_loss"][0], expected.detach(), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(metrics["q_mean"][0], goal.mean(), rtol=1e-4, atol=1e-6)
-
-
-def test_eta_weighs_the_value_term() -> None:
-    batch = small_batch()
-    losses = {}
-    for eta in (0.0, 2.5):
-        agent = small_agent(eta=eta)
-        _, losses[eta] = agent.policy_loss(batch, agent.draw(torch.Generator().manual_seed(1), 8))
-    assert losses[0.0]["actor_loss"] == losses[0.0]["bc_loss"]
-    expected = losses[2.5]["bc_loss"] + 2.5 * losses[2.5]["q_loss"]
-    torch.testing.assert_close(losses[2.5]["actor_loss"], expected)
 
 
 def test_the_average_starts_at_ema_start_and_moves_every_ema_interval() -> None:
@@ -151,7 +229,6 @@ def test_behaviour_cloning_is_adam_on_the_denoising_loss() -> None:
 
 def plain_noise(p: dict[str, torch.Tensor], x: torch.Tensor, i: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """The published noise network with torch's own layers."""
-    F = torch.nn.functional
     angles = i[:, None] * torch.exp(torch.arange(8) * (-np.log(10000) / 7))
     time = torch.cat([angles.sin(), angles.cos()], 1).float()
     time = F.mish(F.linear(time, p["model.time_mlp.1.weight"], p["model.time_mlp.1.bias"]))
