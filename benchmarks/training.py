@@ -1,0 +1,193 @@
+"""Steps a second of training: the plain form against ours, in one process, alternating.
+
+    python -m benchmarks.training --algo diffcps --env_name halfcheetah-medium-v2 --seeds 1 --json
+
+The data are random numbers of the task's shapes (speed does not depend on their values), so nothing is downloaded.
+Each repeat times the plain form, then ours; medians are reported, and the ratio is the median of the pairs' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+import hyperparameters
+from agents import AGENTS
+from benchmarks.plain import HostSampler, PlainDiffusionLearner
+from utils.d4rl import task
+from utils.dataset import Dataset
+from utils.execution import MODES, Runner, choose_mode
+from utils.options import resolve_device
+from utils.seeding import torch_generators
+
+PLAIN_ALGOS = ("diffcps", "diffusion_ql", "diffusion_bc")
+
+
+def random_dataset(env_name: str, size: int, seed: int = 0) -> Dataset:
+    """Transitions of the task's shapes, standard normal states and uniform actions."""
+    rng = np.random.default_rng(seed)
+    wanted = task(env_name)
+    normal = lambda width: rng.standard_normal((size, width), dtype=np.float32)  # noqa: E731
+    return Dataset(
+        states=normal(wanted.state_dim),
+        actions=rng.uniform(-1, 1, (size, wanted.action_dim)).astype(np.float32),
+        rewards=normal(1),
+        next_states=normal(wanted.state_dim),
+        not_dones=(rng.random((size, 1)) > 0.01).astype(np.float32),
+        env_name=env_name,
+        source="random",
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Wall-clock time of `run`, the device's queue included."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Measured float32 matrix-product rate in FLOP/s (no TF32), the best of a few 2048-square products."""
+    x = torch.randn(2048, 2048, device=device)
+    best = min(seconds(lambda: x @ x, device) for _ in range(5))
+    return 2 * 2048**3 / best
+
+
+def flops_per_step(agent: Any, batch: dict[str, torch.Tensor], draws: dict[str, torch.Tensor]) -> float:
+    """Floating-point operations of the matrix products of one step, averaged over a period."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        for k in range(agent.period):
+            agent.gradient_step(batch, draws, k)
+    return counter.get_total_flops() / agent.period
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one configuration."""
+    device = resolve_device(options.device)
+    config = hyperparameters.get(options.algo, options.env_name, **given(options))
+    dataset = random_dataset(options.env_name, options.rows)
+    seeds = list(range(options.seeds))
+    mode, _ = choose_mode(options.execution, device, 10**9)
+    agent = AGENTS[options.algo](dataset.state_dim, dataset.action_dim, 1.0, config, seeds, device)
+    table = dataset.to(device)
+    flops = flops_per_step(agent, *one_batch(agent, table, config.batch_size, seeds, device))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
+    agent.step = config.ema_start  # past the start of the policy's average: the steady state
+    runner.run(2 * runner.block)
+    synchronize(device)
+    warm_up = time.perf_counter() - started
+    plain = plain_runner(options, config, dataset, device)
+    steps = options.steps // runner.block * runner.block or runner.block
+    times = []
+    for _ in range(options.repeats):
+        plain_time = (
+            seconds(lambda: plain(options.plain_steps), device) / options.plain_steps if plain else float("nan")
+        )
+        times.append((plain_time, seconds(lambda: runner.run(steps), device) / steps))
+        runner.metrics()
+    plain_rate = 1 / statistics.median(p for p, _ in times)
+    rate = 1 / statistics.median(o for _, o in times)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "algo": options.algo,
+        "env_name": options.env_name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seeds": options.seeds,
+        "batch_size": config.batch_size,
+        "execution": runner.mode,
+        "warm_up_s": warm_up,
+        "repeats": options.repeats,
+        "plain_steps_per_s": plain_rate,
+        "steps_per_s": rate,
+        "seed_steps_per_s": rate * options.seeds,
+        # Several seeds stand for as many plain processes one after the other.
+        "ratio": statistics.median(options.seeds * p / o for p, o in times),
+        "peak_memory_gb": peak / 1e9 if peak is not None else None,
+        "gflop_per_seed_step": flops / options.seeds / 1e9,
+        "share_of_matmul_rate": rate * flops / matmul_rate(device),
+    }
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings changed on the command line."""
+    named = {"diffusion_steps": options.T, "batch_size": options.batch_size}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def one_batch(agent: Any, table: Any, batch_size: int, seeds: list[int], device: torch.device) -> tuple[Any, Any]:
+    """A batch and its draws, from generators of their own."""
+    generators = torch_generators(seeds, "probe", device)
+    return table.sample(generators, batch_size), agent.draw(generators, batch_size)
+
+
+def plain_runner(
+    options: argparse.Namespace, config: Any, dataset: Dataset, device: torch.device
+) -> Callable[[int], None] | None:
+    """A function that runs so many plain steps; None where no plain form is written."""
+    if options.algo not in PLAIN_ALGOS:
+        return None
+    learner = PlainDiffusionLearner(options.algo, dataset.state_dim, dataset.action_dim, 1.0, config, device)
+    learner.step = config.ema_start
+    sampler = HostSampler(dataset.columns, device)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            learner.train_step(sampler.sample(config.batch_size))
+
+    run(4)
+    return run
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print, as a few lines or with --json as one object."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--algo", default="diffcps", choices=list(AGENTS))
+    parser.add_argument("--env_name", default="halfcheetah-medium-v2")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--execution", default="auto", choices=MODES)
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds trained at once")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--T", type=int)
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--rows", type=int, default=100_000, help="transitions in the random dataset")
+    parser.add_argument("--steps", type=int, default=100, help="steps of ours a repeat")
+    parser.add_argument("--plain_steps", type=int, default=100, help="plain steps a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    result = measure(options)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name:22} {value}" for name, value in result.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
