@@ -24,7 +24,7 @@ __all__ = ["guess_env_name", "main", "render", "summarize"]
 Array = np.ndarray
 _BINS = 10
 _BAR = 40
-_SATURATED = 0.25  # share of actions on the edge of the box that is worth a word
+_SATURATED = 0.5  # share of actions on the edge of the box that is worth a word (AntMaze: a third)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -121,8 +121,9 @@ def _unlabelled_ends(rows: d4rl.Rows, starts: Array, limit: int | None, ends: Ar
         yield f"{long} episodes are longer than the time limit of {limit} steps: ends are not marked"
     if len(starts) < 5:
         return
-    first = rows.observations[starts]
-    inside = ((rows.observations >= first.min(0)) & (rows.observations <= first.max(0))).all(1)
+    low, high = rows.observations[starts].min(0), rows.observations[starts].max(0)
+    room = (high - low) / 2  # a few starts do not span all that a reset may draw
+    inside = ((rows.observations >= low - room) & (rows.observations <= high + room)).all(1)
     jumps = inside[1:] & ~inside[:-1]
     jumps[starts[1:] - 1] = False
     if count := int(jumps.sum()):
