@@ -1,5 +1,7 @@
 """Sets of the Minari library, on sets that the tests write through it."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from utils.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None")
 minari = pytest.importorskip("minari", reason="the optional minari package is not installed")
 
+from utils import describe  # noqa: E402
 from utils import minari as source  # noqa: E402
-from utils.describe import summarize  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +119,20 @@ def test_dictionaries_are_joined_by_alphabetical_key():
 
 def test_description_has_the_episodes():
     write("test/two-v0", [buffer(4, terminated=True), buffer(3, terminated=False, seed=1)])
-    summary = summarize(source.read_rows("minari:test/two-v0"))
+    summary = describe.summarize(source.read_rows("minari:test/two-v0"))
     assert (summary["episodes"], summary["lengths"]) == (2, [4, 3])
     assert (summary["terminals"], summary["timeouts"]) == (1, 1)
+
+
+def test_the_screen_of_a_set(capsys):
+    collect("test/screen-v0", ref_min_score=-1600.0, ref_max_score=-200.0)
+    assert describe.main(["minari:test/screen-v0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["lengths"] == [200, 200, 50] and "scored by its own reference scores" in found["title"][0]
+    np.testing.assert_allclose(found["normalized_returns"], (np.array(found["returns"]) + 1600) / 14)
+    write("test/bare-v0", [buffer(4, terminated=True)])
+    assert describe.main(["minari:test/bare-v0"]) == 0
+    assert "minari:test/bare-v0   no reference scores" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ turns down, for NaN say, can be looked at.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ _SATURATED = 0.5  # share of actions on the edge of the box that is worth a word
 # --------------------------------------------------------------------------------------------------
 # Facts
 # --------------------------------------------------------------------------------------------------
-def summarize(rows: d4rl.Rows, env_name: str | None = None) -> dict[str, Any]:
-    """Plain numbers about `rows`; returns are normalised and time limits known where `env_name` is a D4RL id.
+def summarize(
+    rows: d4rl.Rows, env_name: str | None = None, score: Callable[[Array], Array] | None = None
+) -> dict[str, Any]:
+    """Plain numbers about `rows`. A D4RL id gives the time limit and the scores; `score` gives scores elsewhere.
 
     Keys: rows, transitions (of `qlearning_dataset`), episodes, terminals, timeouts (None where the file has no such
     key), returns, normalized_returns, lengths (one number an episode, in order; the last may be unfinished),
     actions and states (min, mean, max a dimension), suspicious (a list of sentences).
     """
     limit = d4rl.task(env_name).max_episode_steps if env_name else None
+    if env_name:
+        score = functools.partial(d4rl.normalized_score, env_name)
     ends = _ends(rows, limit)
     starts = np.concatenate([[0], ends[:-1] + 1])
     returns = np.add.reduceat(rows.rewards.astype(np.float64), starts)
@@ -49,7 +54,7 @@ def summarize(rows: d4rl.Rows, env_name: str | None = None) -> dict[str, Any]:
         "terminals": int(rows.terminals.sum()),
         "timeouts": None if rows.timeouts is None else int(rows.timeouts.sum()),
         "returns": returns.tolist(),
-        "normalized_returns": d4rl.normalized_score(env_name, returns).tolist() if env_name else None,
+        "normalized_returns": None if score is None else score(returns).tolist(),
         "lengths": (ends - starts + 1).tolist(),
         "actions": _ranges(rows.actions),
         "states": _ranges(rows.observations),
@@ -228,8 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
     given = parser.parse_args(arguments)
     try:
-        rows, env_name, title = _open(given)
-        summary = summarize(rows, env_name)
+        if given.set.startswith("minari:"):
+            title, summary = _describe_minari(given.set)
+        else:
+            title, summary = _describe_file(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -237,33 +244,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _open(given: argparse.Namespace) -> tuple[d4rl.Rows, str | None, list[str]]:
-    """Rows, the id that scores them, and the lines that say what they are."""
-    if given.set.startswith("minari:"):
-        from utils import minari
+def _describe_minari(source: str) -> tuple[list[str], dict[str, Any]]:
+    from utils import minari
 
-        return minari.read_rows(given.set), None, [given.set]
-    if given.set.startswith("local:"):
-        from utils import local
+    known = minari.reference_scores(source)
+    title = [f"{source}   " + ("scored by its own reference scores" if known else "no reference scores")]
+    score = functools.partial(minari.normalized_score, source) if known else None
+    return title, summarize(minari.read_rows(source), score=score)
 
-        env_name = given.set.removeprefix("local:")
-        path = Path(local.load(env_name, size=given.local_size).info["path"])
-    elif given.set in d4rl.TASKS:
-        env_name = given.set
-        path = d4rl.cached_file(env_name)
-        if not path.exists():
-            path = Path(d4rl.load(env_name).info["path"])
-    else:
-        path = Path(given.set).expanduser()
-        if not path.exists():
-            raise UserError(f"{given.set!r} is neither a file nor a D4RL id; ids: {', '.join(d4rl.ids())}")
-        env_name = d4rl.task(given.env_name).env_name if given.env_name else guess_env_name(path)
+
+def _describe_file(given: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """The lines that say which file it is, and its numbers."""
+    path, env_name = _find(given)
     task = d4rl.TASKS.get(env_name)
     rows = d4rl.read_rows(path, task and task.state_dim, task and task.action_dim)
     scored = f"scored as {env_name}" if env_name else "no reference scores (--env_name names the task)"
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     title = [f"{path}   {size}   SHA-256 {d4rl.file_sha256(path)[:12]}…   {scored}", *_notes(path)]
-    return rows, env_name, title
+    return title, summarize(rows, env_name)
+
+
+def _find(given: argparse.Namespace) -> tuple[Path, str | None]:
+    """The file that is meant, collected or downloaded where need be, and the id that scores it."""
+    if given.set.startswith("local:"):
+        from utils import local
+
+        env_name = given.set.removeprefix("local:")
+        return Path(local.load(env_name, size=given.local_size).info["path"]), env_name
+    if given.set in d4rl.TASKS:
+        path = d4rl.cached_file(given.set)
+        return path if path.exists() else Path(d4rl.load(given.set).info["path"]), given.set
+    path = Path(given.set).expanduser()
+    if not path.exists():
+        raise UserError(f"{given.set!r} is neither a file nor a D4RL id; ids: {', '.join(d4rl.ids())}")
+    return path, d4rl.task(given.env_name).env_name if given.env_name else guess_env_name(path)
 
 
 def _notes(path: Path) -> Iterable[str]:

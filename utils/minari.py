@@ -29,6 +29,7 @@ __all__ = [
     "make_lockstep",
     "normalized_score",
     "read_rows",
+    "reference_scores",
 ]
 
 Array = np.ndarray
@@ -216,17 +217,24 @@ def environment_spec(source: str) -> EnvironmentSpec:
     environment.close()
     with _unsound(source):
         lengths = [int(entry["total_steps"]) for entry in opened.storage.get_episode_metadata(opened.episode_indices)]
-        metadata = opened.storage.metadata
-    limit = spec.max_episode_steps or max(lengths)
-    return EnvironmentSpec(source, spec, limit, metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    return EnvironmentSpec(source, spec, spec.max_episode_steps or max(lengths), *_reference_scores(opened))
+
+
+def reference_scores(source: str) -> tuple[float, float] | None:
+    """The returns that score 0 and 100, where the set has them."""
+    low, high = _reference_scores(_open(source))
+    return None if low is None or high is None else (low, high)
+
+
+def _reference_scores(opened: Any) -> tuple[float | None, float | None]:
+    metadata = opened.storage.metadata
+    return metadata.get("ref_min_score"), metadata.get("ref_max_score")
 
 
 def normalized_score(source: str, returns: float | Array) -> float | Array:
     """D4RL's percentage under the set's own reference scores; NaN where it has none."""
-    spec = environment_spec(source)
-    if spec.min_score is None or spec.max_score is None:
-        return np.full_like(np.asarray(returns, dtype=np.float64), np.nan)[()]
-    return 100.0 * (returns - spec.min_score) / (spec.max_score - spec.min_score)
+    low, high = reference_scores(source) or (np.nan, np.nan)
+    return 100.0 * (returns - low) / (high - low)
 
 
 def make_lockstep(source: str, num_envs: int) -> MinariEnvs:
