@@ -120,6 +120,7 @@ class AntMazeEnv(D4RLPhysics, utils.EzPickle):
             "elevation": -70.0,
         }
         kwargs.setdefault("default_camera_config", camera)
+        kwargs.setdefault("camera_id", -1)  # the free camera, set up above, and not the ant's own
         MujocoEnv.__init__(self, "ant.xml", FRAME_SKIP, observation_space, **kwargs)
         self.target_goal = draw_goal(maze, self.np_random.spawn(1)[0])
         self._goal_settled = False

@@ -188,9 +188,14 @@ class D4RLPhysics(MujocoEnv):
         Raises:
             UserError: OpenGL cannot draw offscreen here.
         """
-        if self.render_mode is not None:
-            _find_opengl()
-        return super().render()
+        if self.render_mode is None:
+            return super().render()
+        _find_opengl()
+        try:
+            return super().render()
+        except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:
+            name = os.environ.get("MUJOCO_GL", "the display's")
+            raise UserError(f"nothing can be rendered with {name} OpenGL: set MUJOCO_GL to egl or osmesa") from error
 
 
 def _find_opengl() -> None:
