@@ -286,7 +286,7 @@ def domain(env_name: str) -> str:
 
 def _task_row(algo: str, env_name: str) -> Row:
     """The task's own row; AntMaze's v2 ids use the v0 settings (the paper names no version, its code uses v0)."""
-    rows = TASK_SETTINGS[algo]
+    rows = TASK_SETTINGS.get(algo, {})
     if env_name not in rows and env_name.startswith("antmaze") and env_name.endswith("-v2"):
         env_name = env_name.removesuffix("2") + "0"
     return rows.get(env_name, {})
@@ -302,7 +302,7 @@ def explain(algo: str, env_name: str, overrides: Row | None = None) -> dict[str,
     fields = {f.name: f for f in dataclasses.fields(CONFIGS[algo])}
     found = {name: (field.default, "default") for name, field in fields.items()}
     sources = (
-        (f"domain {domain(env_name)}", DOMAIN_SETTINGS[algo].get(domain(env_name), {})),
+        (f"domain {domain(env_name)}", DOMAIN_SETTINGS.get(algo, {}).get(domain(env_name), {})),
         (f"task {env_name}", _task_row(algo, env_name)),
         ("command line", overrides or {}),
     )

@@ -90,6 +90,8 @@ class Run:
             self.agent = AGENTS[self.options.algo](*arguments)
             if self.options.load_published:
                 self.agent.load_published(read_published(self.options.load_published))
+            else:
+                self.agent.step = self.agent.first_step  # below 0 with a pretraining
         except ValueError as error:
             raise UserError(str(error)) from error
         generators = torch_generators(seeds, "training", device)
@@ -107,7 +109,8 @@ class Run:
             self.restore()
         self.logs = [SeedLog(folder, self.agent.METRICS) for folder in self.folders]
         title = f"{self.options.algo} {self.options.env_name}"
-        self.bar = Bar(self.total_steps, self.agent.step, self.options.quiet, title)
+        first = self.agent.first_step
+        self.bar = Bar(self.total_steps - first, self.agent.step - first, self.options.quiet, title)
         self.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), seeds {self.seeds}, {self.device}, "
                       f"{self.runner.mode} ({self.why})")  # fmt: skip
 
@@ -121,7 +124,7 @@ class Run:
             self.runner.run(config.num_steps_per_epoch)
             self.write_metrics(config.num_steps_per_epoch, started)
             epoch = self.agent.step // config.num_steps_per_epoch
-            due = epoch % config.eval_interval == 0 or self.agent.step >= self.total_steps
+            due = epoch > 0 and (epoch % config.eval_interval == 0 or self.agent.step >= self.total_steps)
             if due:
                 self.evaluate(epoch)
             if due or self.signal or time.monotonic() - saved_at > 60 * self.options.checkpoint_interval:

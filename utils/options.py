@@ -27,7 +27,7 @@ HELP = {
     "action_candidates": "actions a state at evaluation, one drawn by softmax of the target critics' minimum",
     "learning_rate": "Adam's rate for the policy",
     "critic_learning_rate": "Adam's rate for the critics",
-    "lr_decay": "cosine decay as published: it ends at 0.999 of the start",
+    "lr_decay": "cosine decay as published: it ends at 0.999 of the start (DTQL: at zero)",
     "lr_decay_full": "cosine decay that ends at zero",
     "grad_norm": "clip every network's gradient at this norm; 0: never",
     "discount": "discount factor",
@@ -45,6 +45,16 @@ HELP = {
     "lambda_learning_rate": "Adam's rate for lambda",
     "lambda_anti_windup": "clamp the stored lambda as well as the used one",
     "policy_interval": "gradient steps between the policy's",
+    "eta": "weight of the value term beside the denoising loss",
+    "top_k": "offline model selection: rank of the evaluation's bc_loss, 0 the smallest",
+    "pretrain_epochs": "epochs that train the behaviour policy and the critics before step 0",
+    "alpha": "weight of the trust-region loss",
+    "gamma": "weight of the one-step policy's negative log-likelihood of the data",
+    "expectile": "expectile of min Q that V learns",
+    "sigma_min": "least noise level",
+    "sigma_max": "largest noise level",
+    "sigma_data": "deviation of the actions that the preconditioning assumes",
+    "clip_denoised": "bound of denoised actions",
 }
 ALIASES = {"diffusion_steps": ("--T",), "kappa": ("--target_kl",)}  # the published command's names
 
