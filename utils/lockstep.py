@@ -92,7 +92,8 @@ class LockstepEnvs:
         Args:
             prototype: one of `utils.environments`, with its time limit.
             num_envs: N >= 1.
-            threads: how many to simulate with, >= 1; default: the cores that this process may use.
+            threads: how many to simulate with, >= 1; default: the cores that this process may use, as long as each
+                has two rows at least.
 
         Raises:
             UserError: num_envs or threads < 1.
@@ -116,7 +117,7 @@ class LockstepEnvs:
         self._goals = np.zeros((num_envs, 2)) if hasattr(self._task, "target_goal") else None
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self.unstable = np.zeros(num_envs, dtype=np.int64)
-        self._team = _Team(min(num_envs, threads or _cores()) - 1)
+        self._team = _Team((threads or max(1, min(_cores(), num_envs // 2))) - 1)
 
     @property
     def goals(self) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
 from utils.errors import UserError
@@ -127,11 +128,10 @@ class D4RLPhysics(MujocoEnv):
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         return model, mujoco.MjData(model)
 
-    def _set_action_space(self) -> Any:
+    def _set_action_space(self) -> spaces.Box:
         """Keep the actuators' range for `control`; actions themselves are in [-1, 1]."""
-        super()._set_action_space()
-        self._control_high = self.action_space.high
-        self.action_space = type(self.action_space)(-1.0, 1.0, self._control_high.shape, np.float32)
+        self._control_high = self.model.actuator_ctrlrange[:, 1].astype(np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, self._control_high.shape, np.float32)
         return self.action_space
 
     def control(self, actions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
