@@ -129,9 +129,11 @@ class PlainDiffusionLearner:
     ) -> None:
         self.algo, self.config, self.max_action, self.step = algo, config, max_action, 0
         self.actor = DiffusionPolicy(state_dim, action_dim, max_action, config.diffusion_steps).to(device)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate)
+        if algo == "diffusion_bc":
+            return
         self.critic = Critics(state_dim, action_dim).to(device)
         self.ema, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         if algo == "diffcps":
             self.multiplier = torch.tensor(float(config.lambda_init), device=device, requires_grad=True)
@@ -145,9 +147,10 @@ class PlainDiffusionLearner:
     def train_step(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """One gradient step; `draws` as the agents take them, without the seeds axis."""
         draws = draws or {}
-        metrics = {}
-        if self.algo != "diffusion_bc":
-            metrics["critic_loss"] = self._critic_step(batch, draws.get("next_action_noise"))
+        if self.algo == "diffusion_bc":
+            self.step += 1
+            return self._policy_step(batch, draws)
+        metrics = {"critic_loss": self._critic_step(batch, draws.get("next_action_noise"))}
         if self.step % getattr(self.config, "policy_interval", 1) == 0:
             metrics |= self._policy_step(batch, draws)
         if self.step % self.config.ema_interval == 0 and self.step >= self.config.ema_start:
@@ -202,6 +205,9 @@ class PlainDiffusionLearner:
         """One state at a time with `action_candidates` candidates, as the published evaluation does."""
         device = next(self.actor.parameters()).device
         states = torch.as_tensor(state, dtype=torch.float32, device=device).reshape(1, -1)
+        if self.algo == "diffusion_bc":
+            with torch.no_grad():
+                return self.actor.sample(states).cpu().numpy().flatten()
         states = states.repeat_interleave(self.config.action_candidates, dim=0)
         with torch.no_grad():
             actions = self.actor.sample(states)

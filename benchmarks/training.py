@@ -23,13 +23,20 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
+from benchmarks.plain_dtql import PlainDTQL
 from utils.d4rl import task
 from utils.dataset import Dataset
 from utils.execution import MODES, Runner, choose_mode
 from utils.options import resolve_device
 from utils.seeding import torch_generators
 
-PLAIN_ALGOS = ("diffcps", "diffusion_ql", "diffusion_bc")
+PLAIN = {
+    "diffcps": PlainDiffusionLearner,
+    "diffusion_ql": PlainDiffusionLearner,
+    "diffusion_bc": PlainDiffusionLearner,
+    "dtql": PlainDTQL,
+}
+STEADY = 1000  # the step at which measuring starts: past the start of the policy's average
 
 
 def random_dataset(env_name: str, size: int, seed: int = 0) -> Dataset:
@@ -94,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
-    agent.step = config.ema_start  # past the start of the policy's average: the steady state
+    agent.step = STEADY
     runner.run(2 * runner.block)
     synchronize(device)
     warm_up = time.perf_counter() - started
@@ -149,10 +156,10 @@ def plain_runner(
     options: argparse.Namespace, config: Any, dataset: Dataset, device: torch.device
 ) -> Callable[[int], None] | None:
     """A function that runs so many plain steps; None where no plain form is written."""
-    if options.algo not in PLAIN_ALGOS:
+    if options.algo not in PLAIN:
         return None
-    learner = PlainDiffusionLearner(options.algo, dataset.state_dim, dataset.action_dim, 1.0, config, device)
-    learner.step = config.ema_start
+    learner = PLAIN[options.algo](options.algo, dataset.state_dim, dataset.action_dim, 1.0, config, device)
+    learner.step = STEADY
     sampler = HostSampler(dataset.columns, device)
 
     def run(steps: int) -> None:

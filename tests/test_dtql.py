@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import hyperparameters
 from agents import AGENTS
 from agents.edm import EDM
 from agents.losses import expectile_loss
+from benchmarks.plain_dtql import PlainDTQL
 from tests import parity
 
 METRICS = ("bc_loss", "distill_loss", "q_loss", "actor_loss", "critic_loss", "gamma_loss")
@@ -55,93 +55,7 @@ def test_recorded_updates_are_reproduced(seeds: int) -> None:
         parity.assert_recorded(state, recorded)
 
 
-# --- A second implementation, in torch's own layers and optimisers -----------------------------------------------
-
-F = torch.nn.functional
-
-
-def layers(p: dict[str, torch.Tensor], names: list[str], x: torch.Tensor, activations: list[Any]) -> torch.Tensor:
-    for name, activation in zip(names, activations, strict=True):
-        x = activation(F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"]))
-    return x
-
-
-def identity(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-class Plain:
-    """The published update written plainly for one seed: it shares no line with the agent."""
-
-    def __init__(self, config: Any, state: dict[str, dict[str, torch.Tensor]], max_action: float) -> None:
-        self.c, self.max_action = config, max_action
-        online = ("critic", "bc_actor", "distill_actor")
-        self.p = {n: {k: v.clone().requires_grad_(n in online) for k, v in w.items()} for n, w in state.items()}
-        rates = (config.critic_learning_rate, config.learning_rate, config.learning_rate)
-        self.adam = {n: torch.optim.Adam(self.p[n].values(), lr=rate) for n, rate in zip(online, rates, strict=True)}
-
-    def q(self, name: str, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        p, values = self.p[name], []
-        for twin in ("q1_model", "q2_model"):
-            x = torch.cat([states, actions], 1)
-            for i in (0, 3, 6):
-                x = F.linear(x, p[f"{twin}.{i}.weight"], p[f"{twin}.{i}.bias"])
-                norm = f"{twin}.{i + 1}"
-                x = F.mish(F.layer_norm(x, (256,), p[f"{norm}.weight"], p[f"{norm}.bias"]))
-            values.append(F.linear(x, p[f"{twin}.9.weight"], p[f"{twin}.9.bias"])[:, 0])
-        return torch.stack(values)
-
-    def v(self, states: torch.Tensor) -> torch.Tensor:
-        names = [f"v_model.{i}" for i in (0, 2, 4, 6)]
-        return layers(self.p["critic"], names, states, [F.mish] * 3 + [identity])[:, 0]
-
-    def denoising(self, actions: torch.Tensor, states: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> Any:
-        p, data = self.p["bc_actor"], self.c.sigma_data
-        angles = (sigma.log() / 4)[:, None] * torch.exp(-math.log(10000) / 7 * torch.arange(8))
-        time = torch.cat([angles.sin(), angles.cos()], 1)
-        time = layers(p, ["embed.1", "embed.3"], time, [F.mish, identity])
-        s = sigma[:, None]
-        x = actions + s * noise
-        hidden = torch.cat([x / (s**2 + data**2) ** 0.5, states, time], 1)
-        names = [f"layers.layers.{i}" for i in (0, 1, 3, 5, 7)]
-        raw = layers(p, names, hidden, [identity, F.mish, F.mish, F.mish, identity])
-        c_out = s * data / (s**2 + data**2) ** 0.5
-        denoised = (c_out * raw + data**2 / (s**2 + data**2) * x).clamp(-self.c.clip_denoised, self.c.clip_denoised)
-        return (((denoised - actions) / c_out) ** 2).mean()
-
-    def step(self, name: str, loss: torch.Tensor) -> None:
-        self.adam[name].zero_grad()
-        loss.backward()
-        self.adam[name].step()
-
-    def update(self, b: dict[str, torch.Tensor], d: dict[str, torch.Tensor], policy: bool) -> dict[str, float]:
-        c, states, actions = self.c, b["states"], b["actions"]
-        with torch.no_grad():
-            q = self.q("critic", states, actions).amin(0)
-            target = b["rewards"][:, 0] + c.discount * b["not_dones"][:, 0] * self.v(b["next_states"])
-        u = q - self.v(states)
-        asymmetric = ((c.expectile - (u < 0).float()).abs() * u**2).mean()
-        critic_loss = asymmetric + ((self.q("critic", states, actions) - target) ** 2).mean(1).sum()
-        self.step("critic", critic_loss)
-        bc_loss = self.denoising(actions, states, d["bc_sigma"], d["bc_noise"])
-        self.step("bc_actor", bc_loss)
-        losses = {"critic_loss": critic_loss.item(), "bc_loss": bc_loss.item()}
-        if not policy:
-            return losses
-        names = [f"net.{i}" for i in (0, 2, 4, 6)]
-        mean, log_std = layers(self.p["distill_actor"], names, states, [F.relu] * 3 + [identity]).chunk(2, -1)
-        normal = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
-        own = torch.tanh(normal.mean + normal.stddev * d["policy_noise"]) * self.max_action
-        distill_loss = self.denoising(own, states, d["distill_sigma"], d["distill_noise"])
-        q_loss = -self.q("critic", states, own).amin(0).mean()
-        gamma_loss = -normal.log_prob(torch.arctanh(actions / (self.max_action + 1e-3))).sum(-1).mean()
-        loss = c.alpha * distill_loss + q_loss + c.gamma * gamma_loss
-        self.step("distill_actor", loss)
-        with torch.no_grad():
-            for name, value in self.p["critic_target"].items():
-                value.copy_(c.tau * self.p["critic"][name] + (1 - c.tau) * value)
-        parts = {"distill_loss": distill_loss, "q_loss": q_loss, "gamma_loss": gamma_loss, "actor_loss": loss}
-        return losses | {name: value.item() for name, value in parts.items()}
+# --- Against the plain form, which shares no line with the agent ---------------------------------------------------
 
 
 def batch(g: torch.Generator, states: int, actions: int, bound: float, rows: int = 32) -> dict[str, torch.Tensor]:
@@ -154,26 +68,43 @@ def batch(g: torch.Generator, states: int, actions: int, bound: float, rows: int
     }
 
 
-@pytest.mark.parametrize("max_action", [1.0, 2.0])
-def test_the_update_with_likelihood_matches_a_plain_one(max_action: float) -> None:
-    """AntMaze's sizes and settings (gamma 1, expectile 0.9), three pretraining steps and five of training."""
-    config = hyperparameters.get("dtql", "antmaze-large-diverse-v0")
-    agent = AGENTS["dtql"](29, 8, max_action, config, [3])
-    plain = Plain(config, agent.published_state()[0], max_action)
+CASES = {
+    "antmaze: likelihood, expectile 0.9": (29, 8, 1.0, "antmaze-large-diverse-v0", {}),
+    "decaying rates": (11, 3, 1.0, "hopper-medium-v2", {"num_epochs": 1, "num_steps_per_epoch": 6}),
+    "another box": (17, 6, 2.0, "halfcheetah-medium-expert-v2", {"gamma": 0.5}),
+    "another box, other noise": (
+        5,
+        2,
+        0.4,
+        "pen-human-v1",
+        {"sigma_data": 0.3, "sigma_max": 10.0, "clip_denoised": 0.4},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_update_matches_the_plain_form(case: str) -> None:
+    """Three steps of pretraining, five of training."""
+    state_dim, action_dim, max_action, task, settings = CASES[case]
+    config = hyperparameters.get("dtql", task, ema_start=1, ema_interval=2, **settings)
+    sizes = (state_dim, action_dim, max_action, config)
+    agent, plain = AGENTS["dtql"](*sizes, [3]), PlainDTQL("dtql", *sizes, torch.device("cpu"))
+    plain.load_published(agent.published_state()[0])
     g = torch.Generator().manual_seed(0)
-    agent.step = -3
+    agent.step = plain.step = -3
     for step in range(-3, 5):
-        one = batch(g, 29, 8, max_action)
+        one = batch(g, state_dim, action_dim, max_action)
         draws = agent.draw(g, 32)
         metrics = agent.update(parity.stacked(one, 1), draws)
-        expected = plain.update(one, {name: value[0] for name, value in draws.items()}, policy=step >= 0)
+        expected = plain.train_step(one, {name: value[0] for name, value in draws.items()})
         for name, value in expected.items():
             assert metrics[name].item() == pytest.approx(value, rel=2e-4, abs=1e-5), (step, name)
         assert metrics["distill_loss"].isnan().all() == (step < 0)
-    state = agent.published_state()[0]
-    for name in ("critic", "critic_target", "bc_actor", "distill_actor"):
-        for key, value in state[name].items():
-            torch.testing.assert_close(value, plain.p[name][key].detach(), rtol=1e-3, atol=2e-5, msg=f"{name} {key}")
+    for network, weights in agent.published_state()[0].items():
+        expected_weights = getattr(plain, network).state_dict()
+        assert weights.keys() == expected_weights.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected_weights[name], rtol=1e-3, atol=2e-5, msg=f"{network} {name}")
 
 
 # --- What is due, and at which rate ------------------------------------------------------------------------------
