@@ -51,14 +51,13 @@ class ClassicEnvs:
 
     def __init__(self, env_name: str, num_envs: int) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+            raise UserError(f"num_envs is {num_envs}; at least one environment is needed")
         self._stack = _load_stack()
-        with _as_d4rl_expects(np.random.default_rng(0)):
+        with _as_d4rl_expects(0):
             self._envs = [_make(self._stack.gym, env_name) for _ in range(num_envs)]
         # Around the environment that owns the generator stand d4rl's NormalizedBoxEnv, then gym's wrappers.
         self.bases: list[Any] = [env.unwrapped.wrapped_env for env in self._envs]
         self._is_maze = hasattr(self.bases[0], "set_target")
-        self._has_goal = [False] * num_envs
         self.env_name = env_name
         self.num_envs = num_envs
         self.state_dim = int(self._envs[0].observation_space.shape[0])
@@ -68,13 +67,19 @@ class ClassicEnvs:
         self.unstable = np.zeros(num_envs, dtype=np.int64)
         self._states = np.zeros((num_envs, self.state_dim))
 
+    @property
+    def goals(self) -> np.ndarray | None:
+        """AntMaze's goals, float64 [N, 2] in metres (a copy); None in other tasks."""
+        return np.array([base.target_goal for base in self.bases], dtype=np.float64) if self._is_maze else None
+
     def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """Start an episode in every row, in order -> states ``[N, state_dim]``. Row i draws from ``rngs[i]``.
 
-        One generator may stand for several rows; they then draw from it one after another.
+        A generator stands for one seeded environment and may stand in several rows: they then draw from it one after
+        another, as successive resets of that environment do. So they share AntMaze-v0's one goal.
         """
         if len(rngs) != self.num_envs:
-            raise ValueError(f"reset needs one generator per environment: {self.num_envs}, not {len(rngs)}")
+            raise UserError(f"reset got {len(rngs)} generators for {self.num_envs} environments")
         for i, rng in enumerate(rngs):
             self.reset_one(i, rng)
         return self._states.copy()
@@ -82,27 +87,25 @@ class ClassicEnvs:
     def reset_one(self, i: int, rng: np.random.Generator) -> np.ndarray:
         """Start an episode in row i with draws from ``rng`` -> its first state ``[state_dim]``.
 
-        ``numpy.random.default_rng(s)`` gives the start states of gym 0.23.1's ``env.reset(seed=s)``. AntMaze
-        first takes one more number from ``rng``: D4RL draws goals from NumPy's global generator, which is
-        seeded with it for the time of the call and put back afterwards. A v2 maze draws its goal at every
-        reset; a v0 maze keeps one for good, here that of its first reset (D4RL: of its construction, which
-        no seed reaches).
+        ``numpy.random.default_rng(s)`` gives the start states of gym 0.23.1's ``env.reset(seed=s)``. AntMaze's goals
+        are drawn by D4RL from NumPy's global generator, which is seeded for the time of the call and put back
+        afterwards; the seed is of ``rng``'s kin, so it takes nothing from the start states' draws. A v2 maze draws a
+        goal at every reset, seeded by a generator spawned from ``rng``; a v0 maze has one goal for each ``rng``
+        (D4RL: one for each construction, which no seed reaches).
         """
         # RandomNumberGenerator adds the old names that d4rl calls; the stream is the bit generator's.
-        self.bases[i].np_random = self._stack.generator(rng.bit_generator)
+        base, env = self.bases[i], self._envs[i]
+        base.np_random = self._stack.generator(rng.bit_generator)
         if not self._is_maze:
-            self._states[i] = self._envs[i].reset()
+            self._states[i] = env.reset()
             return self._states[i].copy()
-        with _as_d4rl_expects(rng):
-            if not self._has_goal[i]:
-                self.bases[i].set_target()
-                self._has_goal[i] = True
-            self._states[i] = self._envs[i].reset()
+        with _as_d4rl_expects(_goal_seed(rng, spawn=base.v2_resets)):
+            if not base.v2_resets:
+                base.set_target()
+            self._states[i] = env.reset()
         return self._states[i].copy()
 
-    def step(
-        self, actions: np.ndarray, running: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """One control step of the rows that run -> states ``[N, S]``, rewards, terminated, truncated ``[N]``.
 
         Args:
@@ -110,7 +113,8 @@ class ClassicEnvs:
                 actuators' range rounds float32 actions to 1e-7, as it does in any program that uses D4RL).
             running: ``[N]`` bool.
 
-        Raises ValueError for actions of another shape, or not finite in a row that runs.
+        A broken episode is warned of. Raises UserError for a wrong shape, or an action that is NaN or infinite in a
+        row that runs.
         """
         actions, running = np.asarray(actions), np.asarray(running, dtype=bool)
         _check_actions(actions, running, (self.num_envs, self.action_dim))
@@ -123,10 +127,15 @@ class ClassicEnvs:
             except self._stack.instability as error:
                 self.unstable[i] += 1
                 terminated[i] = True
-                warnings.warn(f"{self.env_name}: unstable simulation, episode ended: {error}", stacklevel=2)
+                warnings.warn(
+                    f"the simulation of environment {i} became unstable: its episode ends ({error})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             else:
-                truncated[i] = info.get("TimeLimit.truncated", False)
-                terminated[i] = done and not truncated[i]
+                # gym 0.23.1 has one flag for both ends; its time limit leaves a note, false where both fell together.
+                truncated[i] = "TimeLimit.truncated" in info
+                terminated[i] = done and not info.get("TimeLimit.truncated", False)
         return self._states.copy(), rewards, terminated, truncated
 
     def close(self) -> None:
@@ -160,9 +169,7 @@ def _load_stack() -> SimpleNamespace:
         ) from error
     # Errors only: what d4rl calls is "deprecated" in gym 0.23.1, which says so at every call.
     gym.logger.set_level(gym.logger.ERROR)
-    return SimpleNamespace(
-        gym=gym, generator=seeding.RandomNumberGenerator, instability=mujoco_py.MujocoException
-    )
+    return SimpleNamespace(gym=gym, generator=seeding.RandomNumberGenerator, instability=mujoco_py.MujocoException)
 
 
 def _make(gym: Any, env_name: str) -> Any:
@@ -177,18 +184,25 @@ def _make(gym: Any, env_name: str) -> Any:
 
 def _check_actions(actions: np.ndarray, running: np.ndarray, shape: tuple[int, int]) -> None:
     if actions.shape != shape or running.shape != shape[:1]:
-        raise ValueError(
-            f"step needs actions {shape} and running {shape[:1]}, not {actions.shape} and {running.shape}"
+        raise UserError(
+            f"step got actions {actions.shape} and running {running.shape}; expected {shape} and {shape[:1]}"
         )
     if not np.isfinite(actions[running]).all():
-        raise ValueError("an action is NaN or infinite")
+        raise UserError("an action is NaN or infinite; check the policy's weights and the observations it was given")
+
+
+def _goal_seed(rng: np.random.Generator, spawn: bool) -> int:
+    """A seed from a child of ``rng``: a new one each time (spawn), or always the first; no draw of ``rng`` is used."""
+    parent = rng.bit_generator.seed_seq
+    first = np.random.SeedSequence(parent.entropy, spawn_key=(*parent.spawn_key, 0))
+    return int((parent.spawn(1)[0] if spawn else first).generate_state(1)[0])
 
 
 @contextlib.contextmanager
-def _as_d4rl_expects(rng: np.random.Generator) -> Iterator[None]:
+def _as_d4rl_expects(seed: int) -> Iterator[None]:
     """Around a construction or reset of d4rl's: its goal draws seeded, its prints dropped, its files removed.
 
-    D4RL draws goals from NumPy's global generator (seeded from ``rng`` here, restored afterwards), prints
+    D4RL draws goals from NumPy's global generator (seeded here, restored afterwards), prints
     each goal, and leaves an open temporary file per maze: a large evaluation would run out of descriptors.
     """
     state, make_file = np.random.get_state(), tempfile.mkstemp
@@ -200,7 +214,7 @@ def _as_d4rl_expects(rng: np.random.Generator) -> Iterator[None]:
         paths.append(path)
         return descriptor, path
 
-    np.random.seed(int(rng.integers(2**32)))
+    np.random.seed(seed)
     tempfile.mkstemp = make_closed_file
     try:
         with contextlib.redirect_stdout(io.StringIO()):
