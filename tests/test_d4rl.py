@@ -47,7 +47,7 @@ def test_ids_match_the_recorded_facts():
         pytest.skip("../shared/reference/d4rl_facts.json is not here")
     recorded = json.loads(path.read_text())
     recorded = {**recorded["mujoco"], **recorded["antmaze"]}
-    assert set(d4rl.ids()) == set(recorded)
+    assert set(d4rl.ids()) == set(recorded) | set(ORIGINAL_STACK_ONLY)
     for env_name, facts in recorded.items():
         task = d4rl.task(env_name)
         assert task.url == facts["dataset_url"], env_name
@@ -55,9 +55,28 @@ def test_ids_match_the_recorded_facts():
         assert task.max_episode_steps == facts["max_episode_steps"], env_name
 
 
+# Sizes and limits of Farama-Foundation/D4RL, d4rl/hand_manipulation_suite/__init__.py and d4rl/kitchen/__init__.py.
+ORIGINAL_STACK_ONLY = {
+    "pen-human-v1": (45, 24, 100),
+    "pen-cloned-v1": (45, 24, 100),
+    "kitchen-complete-v0": (60, 9, 280),
+    "kitchen-partial-v0": (60, 9, 280),
+    "kitchen-mixed-v0": (60, 9, 280),
+}
+
+
+def test_adroits_pen_and_the_kitchen_are_known():
+    for env_name, sizes in ORIGINAL_STACK_ONLY.items():
+        task = d4rl.task(env_name)
+        assert (task.state_dim, task.action_dim, task.max_episode_steps) == sizes
+    assert d4rl.task("pen-human-v1").url.endswith("/offline_rl/hand_dapg_v1/pen-human-v1.hdf5")
+    assert d4rl.normalized_score("pen-cloned-v1", 96.262799) == 0
+    assert d4rl.normalized_score("kitchen-mixed-v0", 3.0) == 75
+
+
 def test_ids_are_complete_and_no_two_share_a_file():
-    assert len(d4rl.ids()) == 18 + 24
-    assert len({task.file_name for task in d4rl.TASKS.values()}) == 42
+    assert len(d4rl.ids()) == 18 + 24 + len(ORIGINAL_STACK_ONLY)
+    assert len({task.file_name for task in d4rl.TASKS.values()}) == len(d4rl.ids())
     assert d4rl.task("walker2d-medium-expert-v2").file_name == "walker2d_medium_expert-v2.hdf5"
     assert d4rl.task("antmaze-umaze-diverse-v0").max_episode_steps == 700
     assert d4rl.task("antmaze-large-play-v2").max_episode_steps == 1000

@@ -1,7 +1,7 @@
 """D4RL's datasets without d4rl: ids, addresses, reference scores, and HDF5 files read into a `Dataset`.
 
 The facts (addresses, reference scores, time limits) are those of Farama-Foundation/D4RL: d4rl/infos.py,
-d4rl/gym_mujoco/__init__.py and d4rl/locomotion/__init__.py (code Apache-2.0, data CC-BY-4.0).
+d4rl/{gym_mujoco,locomotion,hand_manipulation_suite,kitchen}/__init__.py (code Apache-2.0, data CC-BY-4.0).
 """
 
 from __future__ import annotations
@@ -123,6 +123,15 @@ _ANTMAZE = {
     ),
 }
 
+# Evaluated by the original stack only. id -> (file, random score, expert score, steps, state_dim, action_dim)
+_OTHERS = {
+    "pen-human-v1": ("hand_dapg_v1/pen-human-v1", 96.262799, 3076.8331017826877, 100, 45, 24),
+    "pen-cloned-v1": ("hand_dapg_v1/pen-cloned-v1", 96.262799, 3076.8331017826877, 100, 45, 24),
+    "kitchen-complete-v0": ("kitchen/mini_kitchen_microwave_kettle_light_slider-v0", 0.0, 4.0, 280, 60, 9),
+    "kitchen-partial-v0": ("kitchen/kitchen_microwave_kettle_light_slider-v0", 0.0, 4.0, 280, 60, 9),
+    "kitchen-mixed-v0": ("kitchen/kitchen_microwave_kettle_bottomburner_light-v0", 0.0, 4.0, 280, 60, 9),
+}
+
 
 def _tasks() -> Iterator[Task]:
     for body, (low, high, state_dim, action_dim) in _LOCOMOTION.items():
@@ -134,6 +143,8 @@ def _tasks() -> Iterator[Task]:
             url = f"{_SERVER}/{folder}/Ant_maze_{middle}_{ending}.hdf5"
             limit = 700 if "umaze" in maze else 1000
             yield Task(f"antmaze-{maze}-{version}", url, 0.0, 1.0, limit, 29, 8)
+    for env_name, (file, *facts) in _OTHERS.items():
+        yield Task(env_name, f"{_SERVER}/{file}.hdf5", *facts)
 
 
 TASKS: dict[str, Task] = {entry.env_name: entry for entry in _tasks()}
