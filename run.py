@@ -9,14 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 
 import hyperparameters
 from agents import AGENTS
-from utils import checkpoint, d4rl, options, results
+from utils import checkpoint, options, results, sources
 from utils.dataset import Dataset
 from utils.errors import UserError
 from utils.evaluation import environment_rngs, evaluate
@@ -32,7 +31,9 @@ def main(argv: Sequence[str]) -> int:
         return Run(options.parse(argv, AGENTS)).start()
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
-        return 2
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"run.py: out of GPU memory; use fewer --seeds ({str(error).splitlines()[0]})", file=sys.stderr)
+    return 2
 
 
 class Run:
@@ -60,9 +61,10 @@ class Run:
             return 0
         if given.threads:
             torch.set_num_threads(given.threads)
-        dataset = load_dataset(given)
+        dataset = sources.load(given)
         self.build(dataset)
         self.open_folders(dataset)
+        del dataset  # the device holds the transitions; keep no second copy
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.stop)
         try:
@@ -81,23 +83,32 @@ class Run:
     def build(self, dataset: Dataset) -> None:
         """Agent, transitions on the device, environments, and the generators of every stream of numbers."""
         config, seeds, device = self.config, self.seeds, self.device
-        mode, self.why = choose_mode(self.options.execution, device, self.total_steps)
         tuned = dataset.tuned(config.reward_tune)
-        self.environments = make_environments(self.options, len(seeds) * config.eval_episodes)
-        max_action = self.environments.max_action
+        self.environments = sources.make_environments(self.options, len(seeds) * config.eval_episodes)
+        max_action = self.environments.max_action if self.environments else 1.0
         try:
+            mode, self.why = choose_mode(self.options.execution, device, self.total_steps)
             arguments = (dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
             self.agent = AGENTS[self.options.algo](*arguments)
-            if self.options.load_published:
-                self.agent.load_published(read_published(self.options.load_published))
-            else:
-                self.agent.step = self.agent.first_step  # below 0 with a pretraining
         except ValueError as error:
             raise UserError(str(error)) from error
+        self.agent.step = self.agent.first_step  # below 0 with a pretraining
+        if self.options.load_published:
+            self.load_published()
         generators = torch_generators(seeds, "training", device)
         self.runner = Runner(self.agent, tuned.to(device), config.batch_size, generators, mode)
         self.acting = torch_generators(seeds, "acting", device)
         self.act = CapturedActions(self.agent) if device.type == "cuda" else self.agent.act
+
+    def load_published(self) -> None:
+        """Start from weights that the published code saved, at step 0."""
+        try:
+            self.agent.load_published(checkpoint.load_named(self.options.load_published))
+        except KeyError as error:
+            raise UserError(f"--load_published needs {error}=FILE too") from error
+        except ValueError as error:
+            raise UserError(f"--load_published: {error}") from error
+        self.agent.step = 0
 
     def open_folders(self, dataset: Dataset) -> None:
         """Write the configuration, and continue from a checkpoint where that was asked for."""
@@ -125,7 +136,7 @@ class Run:
             self.write_metrics(config.num_steps_per_epoch, started)
             epoch = self.agent.step // config.num_steps_per_epoch
             due = epoch > 0 and (epoch % config.eval_interval == 0 or self.agent.step >= self.total_steps)
-            if due:
+            if due and self.environments:
                 self.evaluate(epoch)
             if due or self.signal or time.monotonic() - saved_at > 60 * self.options.checkpoint_interval:
                 self.save()
@@ -145,7 +156,7 @@ class Run:
         fresh = self.options.eval_seeds == "fresh"
         rngs = environment_rngs(self.seeds, self.agent.step, fresh)
         episodes = evaluate(self.act, self.environments, self.seeds, rngs, self.acting, self.device)
-        scores = d4rl.normalized_score(self.options.env_name, episodes.returns)
+        scores = sources.normalized_score(self.options, episodes.returns)
         for k, log in enumerate(self.logs):
             columns = zip(episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k], strict=True)
             log.evaluation(self.agent.step, [
@@ -178,44 +189,13 @@ class Run:
         self.agent.load_state_dict(state["agent"])
         self.runner.load_state_dict(state["runner"])
         for generator, value in zip(self.acting, state["acting"], strict=True):
-            generator.set_state(value)
+            generator.set_state(value.clone())
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """On Ctrl-C or a cluster's SIGTERM: end after this epoch, with a checkpoint. A second one ends at once."""
         if self.signal:
             raise SystemExit(128 + number)
         self.signal = number
-
-
-def load_dataset(given: argparse.Namespace) -> Dataset:
-    """The dataset that the command line names; D4RL's own where it names none."""
-    if given.dataset == "local":
-        from utils import local
-
-        return local.load(given.env_name, size=given.local_size)
-    return d4rl.load(given.env_name, path=given.dataset)
-
-
-def make_environments(given: argparse.Namespace, number: int) -> Any:
-    """Evaluation environments of the chosen backend."""
-    if given.backend == "d4rl":
-        from utils import classic
-
-        return classic.make_lockstep(given.env_name, number)
-    from utils import environments
-
-    return environments.make_lockstep(given.env_name, number)
-
-
-def read_published(pairs: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """NAME=FILE pairs as weights by network; files are read with `weights_only=True`."""
-    networks = {}
-    for pair in pairs:
-        name, separator, file = pair.partition("=")
-        if not separator:
-            raise UserError(f"--load_published takes NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
-        networks[name] = checkpoint.load_weights(Path(file))
-    return networks
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-__all__ = ["join", "load", "load_weights", "save", "split"]
+__all__ = ["join", "load", "load_named", "load_weights", "save", "split"]
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -50,6 +50,17 @@ def load_weights(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways: zip, unpickling, key or end-of-file errors
         raise UserError(f"{path} cannot be read as a file of weights: {_first_line(error)}") from error
+
+
+def load_named(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=FILE pairs as weights by name. Raises UserError for another form, or as `load_weights`."""
+    named = {}
+    for pair in pairs:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise UserError(f"weights are given as NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
+        named[name] = load_weights(Path(file))
+    return named
 
 
 def split(state: Any, seeds: int) -> list[Any]:

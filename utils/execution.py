@@ -195,9 +195,9 @@ class Runner:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue exactly: a block that was begun is drawn again and its used part skipped."""
-        for generator, state in zip(self.generators, saved["generators"], strict=True):
+        self._before_block = [state.clone() for state in saved["generators"]]
+        for generator, state in zip(self.generators, self._before_block, strict=True):
             generator.set_state(state)
-        self._before_block = list(saved["generators"])
         self._position, self._indices = int(saved["position"]), None
 
 

@@ -1,0 +1,52 @@
+"""Small things that several tests need: a D4RL-format file, a table, short settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from utils.dataset import Dataset
+
+DIMS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
+
+
+def dataset(rows: int = 400, state_dim: int = 11, action_dim: int = 3, seed: int = 0) -> Dataset:
+    """Random transitions."""
+    rng = np.random.default_rng(seed)
+    return Dataset(
+        states=rng.standard_normal((rows, state_dim)),
+        actions=rng.uniform(-0.9, 0.9, (rows, action_dim)),
+        rewards=rng.standard_normal((rows, 1)),
+        next_states=rng.standard_normal((rows, state_dim)),
+        not_dones=(rng.random((rows, 1)) > 0.05).astype(np.float32),
+        env_name="hopper-medium-v2",
+        source="random",
+    )
+
+
+def d4rl_file(path: Path, env_name: str = "hopper-medium-v2", rows: int = 300, **changes: Any) -> Path:
+    """A D4RL-format file of random numbers; `changes` replace or, where None, leave out a key."""
+    rng = np.random.default_rng(1)
+    state_dim, action_dim = DIMS[env_name.split("-")[0]]
+    arrays: dict[str, Any] = {
+        "observations": rng.standard_normal((rows, state_dim)).astype(np.float32),
+        "actions": rng.uniform(-0.9, 0.9, (rows, action_dim)).astype(np.float32),
+        "rewards": rng.random(rows).astype(np.float32),
+        "terminals": rng.random(rows) < 0.02,
+        "timeouts": np.arange(1, rows + 1) % 100 == 0,
+    }
+    arrays |= changes
+    with h5py.File(path, "w") as file:
+        for name, value in arrays.items():
+            if value is not None:
+                file[name] = value
+    return path
+
+
+SHORT = [
+    "--num_epochs", "4", "--num_steps_per_epoch", "10", "--eval_interval", "2", "--eval_episodes", "2",
+    "--batch_size", "16", "--action_candidates", "3", "--device", "cpu", "--quiet", "--threads", "1",
+]  # fmt: skip

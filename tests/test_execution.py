@@ -1,0 +1,151 @@
+"""Every way of running the updates gives the same numbers, and metrics and random numbers keep their order."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import hyperparameters
+from agents import AGENTS
+from tests import small
+from utils.execution import CapturedActions, Runner, choose_mode
+from utils.seeding import torch_generators
+
+
+def runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
+    if algo != "diffusion_bc":  # its published average starts elsewhere and is not used in training
+        settings["ema_start"] = 20
+    config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
+    agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)
+    table = small.dataset().to(device)
+    return Runner(agent, table, 32, torch_generators(seeds, "training", device), mode)
+
+
+def parameters(run: Runner) -> torch.Tensor:
+    return torch.cat([p.flat.view(run.agent.num_seeds, -1) for p in run.agent.networks.values()], dim=1)
+
+
+def test_choice_of_mode() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    assert choose_mode("auto", cpu, 1_000)[0] == "eager"
+    assert choose_mode("auto", cpu, 2_000_000)[0] == "compile"
+    assert choose_mode("auto", cuda, 10)[0] == "graph"
+    assert choose_mode("eager", cuda, 10)[0] == "eager"
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        choose_mode("graph", cpu, 10)
+    with pytest.raises(ValueError, match="known: auto, eager, compile, graph"):
+        choose_mode("fast", cpu, 10)
+
+
+@pytest.mark.parametrize("algo", ["diffcps", "dtql"])  # the losses of the others are made of the same parts
+def test_compiled_equals_eager(algo: str) -> None:
+    short = {"diffusion_steps": 2} if algo == "diffcps" else {}  # a shorter chain compiles faster
+    eager, compiled = runner("eager", [0, 3], algo=algo, **short), runner("compile", [0, 3], algo=algo, **short)
+    if compiled.mode == "eager":
+        pytest.skip("torch.compile does not work on this machine (no C++ compiler?)")
+    eager.run(50)
+    compiled.run(50)
+    a, b = parameters(eager), parameters(compiled)
+    assert (a - b).norm() <= 1e-5 * a.norm()
+    expected, got = eager.metrics(), compiled.metrics()
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_failed_compilation_is_one_warning_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler\nlong trace")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = runner("compile", [0])
+    messages = [str(w.message) for w in caught if "compile" in str(w.message)]
+    assert messages == ["torch.compile failed, training goes on uncompiled: no compiler"]
+    run.run(4)
+    assert run.mode == "eager" and run.agent.step == 4
+    assert torch.equal(parameters(run), parameters(ran("eager", 4)))
+
+
+def ran(mode: str, steps: int) -> Runner:
+    run = runner(mode, [0])
+    run.run(steps)
+    return run
+
+
+def test_a_seed_sees_the_same_alone_and_in_company() -> None:
+    alone, company = runner("eager", [3]), runner("eager", [0, 3, 5])
+    alone.run(100)
+    company.run(100)
+    torch.testing.assert_close(parameters(company)[1:2], parameters(alone), rtol=1e-4, atol=2e-5)
+    a = parameters(alone)
+    assert (parameters(company)[1:2] - a).norm() < 1e-5 * a.norm()
+
+
+@pytest.mark.parametrize("pieces", [[45], [20, 25], [7, 13, 25], [1] * 45])
+def test_how_a_run_is_cut_up_changes_nothing(pieces: list[int]) -> None:
+    whole, cut = ran("eager", 45), runner("eager", [0])
+    for steps in pieces:
+        cut.run(steps)
+    assert torch.equal(parameters(whole), parameters(cut)) and cut.agent.step == 45
+
+
+@pytest.mark.parametrize("at", [0, 13, 20, 33])
+def test_state_continues_bit_for_bit(at: int) -> None:
+    whole, first, second = ran("eager", 50), runner("eager", [0]), runner("eager", [0])
+    first.run(at)
+    second.agent.load_state_dict(first.agent.state_dict())
+    second.load_state_dict(first.state_dict())
+    second.run(50 - at)
+    assert torch.equal(parameters(whole), parameters(second))
+
+
+def test_metrics_are_means_over_the_steps_at_which_they_were_due() -> None:
+    run, by_hand = runner("eager", [0, 1]), runner("eager", [0, 1])
+    seen: dict[str, list[torch.Tensor]] = {}
+    original = by_hand.agent.gradient_step
+
+    def spy(*arguments: Any) -> dict[str, torch.Tensor]:
+        metrics = original(*arguments)
+        for name, value in metrics.items():
+            seen.setdefault(name, []).append(value.clone())
+        return metrics
+
+    by_hand.agent.gradient_step = spy
+    run.run(20)
+    by_hand.run(20)
+    means = run.metrics()
+    assert len(seen["critic_loss"]) == 20 and len(seen["kl_loss"]) == 10
+    for name, values in seen.items():
+        torch.testing.assert_close(means[name], torch.stack(values).mean(dim=0))
+    assert run.metrics() == {}
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@cuda
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_graph_equals_eager(algo: str) -> None:
+    eager, graph = runner("eager", [0, 3], "cuda", algo), runner("graph", [0, 3], "cuda", algo)
+    eager.run(100)
+    graph.run(100)
+    a, b = parameters(eager), parameters(graph)
+    assert (a - b).norm() <= 1e-4 * a.norm()
+    expected, got = eager.metrics(), graph.metrics()
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-2, atol=1e-4)
+
+
+@cuda
+def test_captured_actions_equal_the_agents() -> None:
+    run = runner("eager", [0, 3], "cuda")
+    states = torch.randn(2, 5, 11, device="cuda")
+    expected = run.agent.act(states, torch_generators([0, 3], "acting", "cuda"))
+    got = CapturedActions(run.agent)(states, torch_generators([0, 3], "acting", "cuda"))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,246 @@
+"""The command line from end to end: what a run leaves, how it resumes, and what a mistake gets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import hyperparameters
+import run
+from agents import AGENTS
+from tests.small import SHORT, d4rl_file
+from utils import options
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = ["--env_name", "hopper-medium-v2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(d4rl_file(tmp_path_factory.mktemp("data") / "hopper.hdf5"))
+
+
+def train(folder: Path, data: str, *more: str) -> Path:
+    assert run.main([*TASK, "--dataset", data, "--dir", str(folder), *SHORT, *more]) == 0
+    return folder / "diffcps" / "hopper-medium-v2"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_speed(path: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != "steps_per_s"} for row in rows(path)]
+
+
+def test_what_a_run_leaves(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tmp_path, data, "--seeds", "0,2", "--save_best_model")
+    shown = capsys.readouterr().out
+    assert "mean of last 5" in shown and "chosen on test episodes" in shown
+    for seed in (0, 2):
+        here = folder / f"seed_{seed}"
+        config = json.loads((here / "config.json").read_text())
+        assert config["seed"] == seed and config["settings"]["num_epochs"] == 4
+        assert (
+            config["origins"]["kappa"] == "task hopper-medium-v2" and config["origins"]["num_epochs"] == "command line"
+        )
+        assert len(config["dataset"]["sha256"]) == 64 and config["dataset"]["bytes"] == os.path.getsize(data)
+        assert config["versions"]["torch"] == torch.__version__
+        metrics = rows(here / "metrics.csv")
+        assert [int(row["step"]) for row in metrics] == [10, 20, 30, 40]
+        assert all(float(row["critic_loss"]) > 0 and float(row["lambda"]) > 0 for row in metrics)
+        evaluations = rows(here / "evaluations.csv")
+        assert [(int(r["step"]), int(r["episode"])) for r in evaluations] == [(20, 0), (20, 1), (40, 0), (40, 1)]
+        for row in evaluations:
+            score = 100 * (float(row["return"]) + 20.272305) / (3234.3 + 20.272305)
+            assert float(row["normalized_score"]) == pytest.approx(score) and int(row["length"]) > 0
+        assert list(here.glob("events.out.tfevents.*"))
+        state = torch.load(here / "checkpoint.pt", weights_only=True)
+        assert state["agent"]["step"] == 40
+        actor = torch.load(here / "actor_4.pth", weights_only=True)
+        assert actor["model.final_layer.weight"].shape == (3, 256)
+
+
+def test_one_seed_is_one_result_and_company_changes_no_batches(tmp_path: Path, data: str) -> None:
+    first, again = train(tmp_path / "a", data), train(tmp_path / "b", data)
+    company = train(tmp_path / "c", data, "--seeds", "0,1")
+    a, b = first / "seed_0", again / "seed_0"
+    assert without_speed(a / "metrics.csv") == without_speed(b / "metrics.csv")
+    assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
+    for alone, together in zip(rows(a / "metrics.csv"), rows(company / "seed_0" / "metrics.csv"), strict=True):
+        for name in ("kl_loss", "critic_loss", "lambda"):
+            assert float(alone[name]) == pytest.approx(float(together[name]), rel=1e-3)
+
+
+@pytest.mark.parametrize("seeds", ["0", "0,4,5"])
+def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, data: str, seeds: str) -> None:
+    whole = train(tmp_path / "whole", data, "--seeds", seeds)
+    train(tmp_path / "cut", data, "--seeds", seeds, "--num_epochs", "2")
+    cut = train(tmp_path / "cut", data, "--seeds", seeds, "--resume")
+    for seed in seeds.split(","):
+        a, b = whole / f"seed_{seed}", cut / f"seed_{seed}"
+        assert without_speed(a / "metrics.csv") == without_speed(b / "metrics.csv")
+        assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
+        states = [torch.load(x / "checkpoint.pt", weights_only=True)["agent"]["networks"] for x in (a, b)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_sigterm_leaves_a_checkpoint_and_code_143(tmp_path: Path, data: str) -> None:
+    command = [sys.executable, "run.py", *TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT]
+    endless = ["--num_epochs", "100000", "--execution", "eager"]
+    process = subprocess.Popen([*command, *endless], cwd=ROOT, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "diffcps" / "hopper-medium-v2" / "seed_0" / "metrics.csv"
+    deadline = time.monotonic() + 240
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=240) == 143
+    state = torch.load(metrics.parent / "checkpoint.pt", weights_only=True)
+    assert state["agent"]["step"] == int(rows(metrics)[-1]["step"])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a bad command line; the one line on stderr."""
+    try:
+        code = run.main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and len(error) == 1, (code, error)
+    return error[0]
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_code_2(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    here = ["--dir", str(tmp_path), *SHORT]
+    assert "unknown task 'hoper-medium-v2'" in fails(capsys, "--env_name", "hoper-medium-v2")
+    assert "--frobnicate" in fails(capsys, *TASK, "--frobnicate", "1")
+    assert "invalid float value" in fails(capsys, *TASK, "--kappa", "small")
+    assert "--algo" in fails(capsys, *TASK, "--algo", "ppo")
+    assert "tau must lie in [0, 1]" in fails(capsys, *TASK, "--tau", "3")
+    assert "must be a number, not NaN" in fails(capsys, *TASK, "--kappa", "nan")
+    assert "is above lambda_max" in fails(capsys, *TASK, "--lambda_min", "5", "--lambda_max", "2")
+    assert "exclude each other" in fails(capsys, *TASK, "--lr_decay", "--lr_decay_full")
+    assert "--seeds" in fails(capsys, *TASK, "--dataset", data, *here, "--seeds", "3-1")
+    assert "does not exist" in fails(capsys, *TASK, "--dataset", data, *here, "--device", "cuda:0")
+    assert "not 'tpu'" in fails(capsys, *TASK, "--dataset", data, *here, "--device", "tpu")
+    assert "no dataset file" in fails(capsys, *TASK, "--dataset", str(tmp_path / "none.hdf5"), *here)
+    assert "unknown beta_schedule" in fails(capsys, *TASK, "--dataset", data, *here, "--beta_schedule", "x")
+    assert "unknown reward_tune" in fails(capsys, *TASK, "--dataset", data, *here, "--reward_tune", "x")
+    assert "unknown execution" in fails(capsys, *TASK, "--dataset", data, *here, "--execution", "x")
+    assert "NAME=FILE" in fails(capsys, *TASK, "--dataset", data, *here, "--load_published", "actor.pth")
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_bad_files_are_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(path: Path) -> str:
+        return fails(capsys, *TASK, "--dataset", str(path), "--dir", str(tmp_path / "out"), *SHORT)
+
+    good = d4rl_file(tmp_path / "good.hdf5")
+    (tmp_path / "cut.hdf5").write_bytes(good.read_bytes()[:5000])
+    assert "cut.hdf5" in message(tmp_path / "cut.hdf5")
+    assert "rewards" in message(d4rl_file(tmp_path / "missing.hdf5", rewards=None))
+    bad = np.full(300, 1.0)
+    bad[17] = np.nan
+    assert "rewards" in message(d4rl_file(tmp_path / "nan.hdf5", rewards=bad))
+    assert "observations" in message(d4rl_file(tmp_path / "dims.hdf5", observations=np.zeros((300, 5), np.float32)))
+
+
+def test_a_missing_d4rl_file_says_where_it_was_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there: no network
+    line = fails(capsys, *TASK, "--dir", str(tmp_path), *SHORT)
+    assert str(tmp_path / "cache" / "hopper_medium-v2.hdf5") in line and "--dataset" in line
+
+
+def test_an_earlier_run_is_never_overwritten_unasked(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(tmp_path, data)
+    before = (folder / "seed_0" / "metrics.csv").read_bytes()
+    capsys.readouterr()
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT]
+    assert "holds a run already" in fails(capsys, *arguments)
+    line = fails(capsys, *arguments, "--resume", "--tau", "0.01")
+    assert "tau was 0.005, now 0.01" in line
+    assert (folder / "seed_0" / "metrics.csv").read_bytes() == before
+    train(tmp_path, data, "--overwrite", "--num_epochs", "2")
+    assert len(rows(folder / "seed_0" / "metrics.csv")) == 2
+
+
+def test_a_bare_device_number_falls_back_to_the_cpu_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="no CUDA device here"):
+        assert options.resolve_device("0") == torch.device("cpu")
+    assert options.resolve_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [options.resolve_device(t).index for t in ("auto", "1", "cuda:1", "cuda")] == [0, 1, 1, 0]
+    with pytest.raises(UserError, match="devices 0 to 1"):
+        options.resolve_device("2")
+
+
+def test_every_published_flag_means_what_it_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    published = (
+        "--env_name antmaze-umaze-v0 --device 0 --dir out --seed 3 --num_steps_per_epoch 500 --batch_size 128 "
+        "--lr_decay --save_best_model --discount 0.9 --tau 0.01 --T 7 --beta_schedule linear --lambda_max 50 --lambda_min 0.7"
+    )
+    given = options.parse(published.split(), AGENTS)
+    config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))
+    chain = (config.diffusion_steps, config.beta_schedule, config.lambda_max, config.lambda_min)
+    assert chain == (
+        7,
+        "linear",
+        50,
+        0.7,
+    )
+    assert (config.num_steps_per_epoch, config.batch_size, config.lr_decay) == (500, 128, True)
+    assert (config.discount, config.tau, config.lambda_init) == (0.9, 0.01, 3.0)
+    assert (given.seed, given.dir, given.save_best_model, given.device) == (3, "out", True, "0")
+    assert run.main(["--env_name", "antmaze-umaze-v2", "--print_config", "--kappa", "0.5"]) == 0
+    shown = {line.split()[0]: line.split(maxsplit=2)[1:] for line in capsys.readouterr().out.splitlines()}
+    assert shown["kappa"] == ["0.5", "command line"] and shown["lambda_init"] == ["3.0", "task antmaze-umaze-v2"]
+    assert shown["eval_episodes"] == ["100", "domain antmaze"] and shown["tau"] == ["0.005", "default"]
+
+
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_help_explains_every_setting_of_every_algorithm(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--algo", algo, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and "what to run" in shown and f"settings of {algo}" in shown
+    for name in hyperparameters.explain(algo, "hopper-medium-v2"):
+        assert f"--{name}" in shown
+
+
+def test_published_weights_can_be_the_start(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train(tmp_path / "first", data, "--save_best_model") / "seed_0"
+    files = [f"{name}={first / f'{name}_4.pth'}" for name in ("actor", "critic")]
+    second = train(tmp_path / "second", data, "--load_published", *files, "--num_epochs", "1") / "seed_0"
+    assert rows(second / "metrics.csv")[0]["kl_loss"] != rows(first / "metrics.csv")[0]["kl_loss"]
+    line = fails(capsys, *TASK, "--dataset", data, "--dir", str(tmp_path / "x"), *SHORT, "--load_published", files[0])
+    assert "critic" in line
+
+
+def test_the_dataset_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = d4rl_file(tmp_path / "cheetah.hdf5", "halfcheetah-medium-v2")
+    with h5py.File(path) as file:
+        assert file["observations"].shape[1] == 17
+    assert "11" in fails(capsys, *TASK, "--dataset", str(path), "--dir", str(tmp_path), *SHORT)

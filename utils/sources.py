@@ -1,0 +1,68 @@
+"""Where a command line's transitions, evaluation environments and scores come from."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+import numpy as np
+
+import hyperparameters
+from utils import d4rl
+from utils.dataset import Dataset
+
+__all__ = ["load", "make_environments", "normalized_score"]
+
+MINARI = "minari:"
+
+
+def load(given: argparse.Namespace) -> Dataset:
+    """The dataset of `--dataset`; D4RL's own of the task where none is named. Raises UserError as its source does."""
+    if given.dataset == "local":
+        from utils import local
+
+        return local.load(given.env_name, size=given.local_size)
+    if _is_minari(given):
+        from utils import minari
+
+        return minari.load(given.dataset)
+    return d4rl.load(given.env_name, path=given.dataset)
+
+
+def make_environments(given: argparse.Namespace, number: int) -> Any | None:
+    """So many lockstep environments of `--backend`; None, with a warning, where only the original stack has the task.
+
+    A Minari set brings its own environment.
+    """
+    if _is_minari(given):
+        from utils import minari
+
+        return minari.make_lockstep(given.dataset, number)
+    if given.backend == "d4rl":
+        from utils import classic
+
+        return classic.make_lockstep(given.env_name, number)
+    if hyperparameters.domain(given.env_name) in ("adroit", "kitchen"):
+        warnings.warn(
+            f"{given.env_name} can be evaluated in the original environments only: this run trains without "
+            "evaluation; for scores use --backend d4rl (README: the original stack)",
+            stacklevel=2,
+        )
+        return None
+    from utils import environments
+
+    return environments.make_lockstep(given.env_name, number)
+
+
+def normalized_score(given: argparse.Namespace, returns: np.ndarray) -> np.ndarray:
+    """Returns in D4RL's percent of the task, or in the Minari set's own where it has reference scores (else NaN)."""
+    if _is_minari(given):
+        from utils import minari
+
+        return np.asarray(minari.normalized_score(given.dataset, returns))
+    return np.asarray(d4rl.normalized_score(given.env_name, returns))
+
+
+def _is_minari(given: argparse.Namespace) -> bool:
+    return (given.dataset or "").startswith(MINARI)
