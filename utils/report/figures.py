@@ -1,0 +1,206 @@
+"""Learning curves, performance profiles, lambda and the KL term: told apart by line and marker, not by colour alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no window is ever opened
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.report.runs import Cell
+from utils.report.statistics import bootstrap_interval, performance_profile, resample
+from utils.report.tables import Choice
+
+__all__ = ["constraint", "figures", "learning_curves", "performance_profiles", "save", "style"]
+
+# Colours (Okabe and Ito) from dark to light, so that a grey print keeps an order; lines and markers carry the rest.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLUMNS = 3
+THRESHOLDS = np.linspace(0, 120, 241)
+
+
+def style(number: int) -> dict[str, object]:
+    """Line style of method `number`: the first 35 differ in line or marker, whatever their colour."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "linestyle": _LINES[number % len(_LINES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 4,
+        "linewidth": 1.4,
+    }
+
+
+def figures(cells: Sequence[Cell], choice: Choice) -> Iterator[tuple[str, str, Figure]]:
+    """Name, caption and figure of everything that can be drawn, for the data of one origin."""
+    title = f"data: {cells[0].label}"
+    for name, draw in (("learning_curves", learning_curves), ("constraint", constraint)):
+        if (figure := draw(cells, title)) is not None:
+            yield name, _CAPTIONS[name], figure
+    if (figure := performance_profiles(cells, choice, title)) is not None:
+        yield "performance_profiles", _CAPTIONS["performance_profiles"], figure
+
+
+_CAPTIONS = {
+    "learning_curves": "Mean normalised score over seeds; shaded: 95 % bootstrap interval of that mean (two seeds or "
+    "more).",
+    "constraint": "DiffCPS's multiplier lambda (above) and its denoising loss against the bound kappa (below); mean "
+    "over seeds, shaded: from the least to the largest seed.",
+    "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold; shaded: 95 % stratified "
+    "bootstrap interval.",
+}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """PATH.png and PATH.pdf. The PDF carries no date, so the same runs give the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+
+
+# --- The figures ----------------------------------------------------------------------------------------
+
+
+def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
+    """Score over gradient steps, a panel a task; None where no seed group shares an evaluation."""
+    curves = {id(cell): curve(cell) for cell in cells}
+    drawn = [cell for cell in cells if len(curves[id(cell)][0])]
+    if not drawn:
+        return None
+    figure, panels = _panels(drawn, title)
+    for cell in drawn:
+        axes, (steps, scores) = panels[cell.env_name], curves[id(cell)]
+        look = style(_number(drawn, cell))
+        axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), markevery=max(1, len(steps) // 8), **look)
+        if scores.shape[1] > 1:
+            low, high = np.transpose([_mean_interval(row) for row in scores])
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    for axes in panels.values():
+        axes.set_ylabel("normalised score [%]")
+    return _finish(figure, panels)
+
+
+def curve(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [E] at which every seed was evaluated, and the scores there [E, n]."""
+    steps = sorted(set.intersection(*(set(run.steps.tolist()) for run in cell.runs)))
+    scores = [run.scores[np.searchsorted(run.steps, steps)] for run in cell.runs]
+    return np.array(steps), np.transpose(scores) if steps else np.empty((0, len(cell.runs)))
+
+
+def _mean_interval(scores: np.ndarray) -> tuple[float, float]:
+    interval = bootstrap_interval([scores], lambda drawn: drawn[0].mean(axis=-1), np.random.default_rng(0), draws=1000)
+    return interval or (float(scores.mean()), float(scores.mean()))
+
+
+def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
+    """lambda and the KL term over training; None where no run has them."""
+    drawn = [cell for cell in cells if all({"lambda", "kl_loss"} <= set(run.metrics) for run in cell.runs)]
+    if not drawn:
+        return None
+    tasks = list(dict.fromkeys(cell.env_name for cell in drawn))
+    figure, grid = plt.subplots(2, len(tasks), figsize=(0.6 + 3.4 * len(tasks), 5.4), squeeze=False, sharex="col")
+    for cell in drawn:
+        column, look = grid[:, tasks.index(cell.env_name)], style(_number(drawn, cell))
+        column[0].set_title(cell.env_name, fontsize=9)
+        for axes, name in zip(column, ("lambda", "kl_loss"), strict=True):
+            steps, values = _metric(cell, name)
+            label = _name(drawn, cell)
+            axes.plot(steps, values.mean(axis=1), label=label, markevery=max(1, len(steps) // 8), **look)
+            axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0)
+        for kappa in dict.fromkeys(run.settings["kappa"] for run in cell.runs):
+            column[1].axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
+            column[1].annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
+                               va="bottom", fontsize=7, color="0.25")  # fmt: skip
+    for axes in grid[1]:
+        axes.set_yscale("log")
+        axes.set_xlabel("gradient steps")
+    grid[0][0].set_ylabel("λ")
+    grid[1][0].set_ylabel("denoising loss (KL term)")
+    figure.suptitle(title, fontsize=9)
+    return _finish(figure, dict(enumerate(grid.ravel())))
+
+
+def _metric(cell: Cell, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [R] that every seed has a value at, and the values [R, n]."""
+    shared = set.intersection(*(set(run.metrics["step"][np.isfinite(run.metrics[name])].tolist()) for run in cell.runs))
+    steps = np.array(sorted(step for step in shared if step > 0))
+    values = [run.metrics[name][np.isin(run.metrics["step"], steps)] for run in cell.runs]
+    return steps, np.transpose(values)
+
+
+def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> Figure | None:
+    """A line a method over all of its tasks; None where no method has two runs."""
+    figure, axes = plt.subplots(figsize=(5.2, 3.8))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    for number, method in enumerate(methods):
+        scores = [
+            s for cell in cells if cell.method == method and (s := choice.scores(cell, choice.protocol)) is not None
+        ]
+        if sum(map(len, scores)) < 2:
+            continue
+        runs, look = sum(map(len, scores)), style(number)
+        axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post", markevery=24,
+                  label=f"{method} ({runs} runs)", **look)  # fmt: skip
+        if all(len(task) > 1 for task in scores):
+            draws = performance_profile(resample(scores, np.random.default_rng(0), 1000), THRESHOLDS)
+            axes.fill_between(THRESHOLDS, *np.quantile(draws, [0.025, 0.975], axis=0), color=look["color"], alpha=0.15,
+                              step="post", linewidth=0)  # fmt: skip
+    if not axes.lines:
+        plt.close(figure)
+        return None
+    axes.set_xlabel(f"threshold τ, normalised score [%] ({choice.protocol})")
+    axes.set_ylabel("share of runs above τ")
+    axes.set_title(title, fontsize=9)
+    return _finish(figure, {0: axes})
+
+
+# --- Shared ---------------------------------------------------------------------------------------------
+
+
+def _panels(cells: Sequence[Cell], title: str) -> tuple[Figure, dict[object, Axes]]:
+    """A grid of axes, one a task."""
+    tasks = list(dict.fromkeys(cell.env_name for cell in cells))
+    columns = min(COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(0.6 + 3.8 * columns, 0.5 + 2.8 * rows), squeeze=False)
+    for spare in grid.ravel()[len(tasks) :]:
+        spare.set_visible(False)
+    panels: dict[object, Axes] = dict(zip(tasks, grid.ravel(), strict=False))
+    for task, axes in panels.items():
+        axes.set_title(str(task), fontsize=9)
+        axes.set_xlabel("gradient steps")
+    figure.suptitle(title, fontsize=9)
+    return figure, panels
+
+
+def _number(cells: Sequence[Cell], cell: Cell) -> int:
+    """A method's place in the legend: the same in all panels of a figure."""
+    return list(dict.fromkeys(_name(cells, other) for other in cells)).index(_name(cells, cell))
+
+
+def _name(cells: Sequence[Cell], cell: Cell) -> str:
+    """The method, with its number of steps where the same task has several lengths of it."""
+    alike = {other.total_steps for other in cells if (other.env_name, other.method) == (cell.env_name, cell.method)}
+    return cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)"
+
+
+def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes]) -> Figure:
+    """Grids, and one legend below all panels."""
+    found: dict[str, object] = {}
+    for axes in panels.values():
+        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.tick_params(labelsize=8)
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(3, len(found)), fontsize=8)
+    figure.set_layout_engine("constrained")
+    return figure
