@@ -64,6 +64,7 @@ class Run:
         dataset = sources.load(given)
         self.build(dataset)
         self.open_folders(dataset)
+        behaviour_score = dataset.info.get("behaviour_score")
         del dataset  # the device holds the transitions; keep no second copy
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.stop)
@@ -76,8 +77,9 @@ class Run:
         if self.signal:
             self.bar.note(f"stopped at step {self.agent.step}; continue with --resume")
             return 128 + self.signal
-        print(results.summary_table(self.folders))
-        print(f"results in {self.folders[0].parent}")
+        print(results.summary_table(self.folders, behaviour_score))
+        curve = results.save_curve(self.folders, f"{given.algo} on {given.env_name}", behaviour_score)
+        print(f"results in {self.folders[0].parent}" + (f", learning curve in {curve}" if curve else ""))
         return 0
 
     def build(self, dataset: Dataset) -> None:
@@ -119,8 +121,7 @@ class Run:
         if self.options.resume and all((folder / "checkpoint.pt").exists() for folder in self.folders):
             self.restore()
         self.logs = [SeedLog(folder, self.agent.METRICS) for folder in self.folders]
-        title = f"{self.options.algo} {self.options.env_name}"
-        first = self.agent.first_step
+        title, first = f"{self.options.algo} {self.options.env_name}", self.agent.first_step
         self.bar = Bar(self.total_steps - first, self.agent.step - first, self.options.quiet, title)
         self.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), seeds {self.seeds}, {self.device}, "
                       f"{self.runner.mode} ({self.why})")  # fmt: skip

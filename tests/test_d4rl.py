@@ -165,6 +165,8 @@ def test_rebuilt_sets_give_what_d4rl_made_of_them(name):
     def close(found, expected):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
+    assert dataset.info["episodes"] == facts["episodes"]
+    close(dataset.info["behaviour_score"], facts["mean_normalized"])
     close(dataset.rewards.sum(dtype=np.float64), facts["reward_sum"])
     close(dataset.states.mean(0, dtype=np.float64), facts["obs_mean"])
     close(dataset.next_states.mean(0, dtype=np.float64), facts["next_obs_mean"])

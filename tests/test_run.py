@@ -49,7 +49,8 @@ def without_speed(path: Path) -> list[dict[str, str]]:
 def test_what_a_run_leaves(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(tmp_path, data, "--seeds", "0,2", "--save_best_model")
     shown = capsys.readouterr().out
-    assert "mean of last 5" in shown and "chosen on test episodes" in shown
+    assert "mean of last 5" in shown and "chosen on test episodes" in shown and "mean of the episodes" in shown
+    assert (folder / "curve.png").stat().st_size > 5000
     for seed in (0, 2):
         here = folder / f"seed_{seed}"
         config = json.loads((here / "config.json").read_text())
@@ -200,7 +201,8 @@ def test_a_bare_device_number_falls_back_to_the_cpu_with_a_warning(monkeypatch: 
 def test_every_published_flag_means_what_it_meant(capsys: pytest.CaptureFixture[str]) -> None:
     published = (
         "--env_name antmaze-umaze-v0 --device 0 --dir out --seed 3 --num_steps_per_epoch 500 --batch_size 128 "
-        "--lr_decay --save_best_model --discount 0.9 --tau 0.01 --T 7 --beta_schedule linear --lambda_max 50 --lambda_min 0.7"
+        "--lr_decay --save_best_model --discount 0.9 --tau 0.01 --T 7 --beta_schedule linear "
+        "--lambda_max 50 --lambda_min 0.7"
     )
     given = options.parse(published.split(), AGENTS)
     config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))

@@ -263,7 +263,15 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     rows = read_rows(file, wanted.state_dim, wanted.action_dim)
     check_values(rows, file)
-    info = {"path": str(file.resolve()), "bytes": size, "sha256": digest, "rows": len(rows.rewards)}
+    returns = episode_returns(rows, episode_ends(rows, wanted.max_episode_steps))
+    info = {
+        "path": str(file.resolve()),
+        "bytes": size,
+        "sha256": digest,
+        "rows": len(rows.rewards),
+        "episodes": len(returns),
+        "behaviour_score": float(normalized_score(env_name, returns.mean())),
+    }
     arrays = qlearning_transitions(rows, wanted.max_episode_steps, name=file)
     return Dataset(**arrays, env_name=env_name, source="d4rl" if path is None else str(path), info=info)
 
@@ -414,10 +422,7 @@ def qlearning_transitions(rows: Rows, max_episode_steps: int, name: object = "th
     - Without the key `timeouts`, see `implied_timeouts`.
     Raises UserError where nothing is left.
     """
-    timeouts = rows.timeouts
-    if timeouts is None:
-        timeouts = implied_timeouts(rows.terminals, max_episode_steps)
-    kept = np.flatnonzero(~timeouts[:-1])
+    kept = np.flatnonzero(~timeouts(rows, max_episode_steps)[:-1])
     if len(kept) == 0:
         raise UserError(f"{name}: none of its {len(rows.rewards)} rows makes a transition; at least two are needed")
     return {
@@ -427,6 +432,27 @@ def qlearning_transitions(rows: Rows, max_episode_steps: int, name: object = "th
         "next_states": rows.observations[kept + 1],
         "not_dones": 1 - rows.terminals[kept, None].astype(np.float32),
     }
+
+
+def timeouts(rows: Rows, max_episode_steps: int | None) -> Array:
+    """The rows' time limits [N] bool: as recorded, else as `implied_timeouts` says, else (no known limit) none."""
+    if rows.timeouts is not None:
+        return rows.timeouts
+    if max_episode_steps is None:
+        return np.zeros_like(rows.terminals)
+    return implied_timeouts(rows.terminals, max_episode_steps)
+
+
+def episode_ends(rows: Rows, max_episode_steps: int | None) -> Array:
+    """Last row of every episode; the file's last row ends one whether it is marked or not."""
+    marked = rows.terminals | timeouts(rows, max_episode_steps)
+    marked[-1] = True
+    return np.flatnonzero(marked)
+
+
+def episode_returns(rows: Rows, ends: Array) -> Array:
+    """Undiscounted return of every episode, float64, given its last rows; the last one may be unfinished."""
+    return np.add.reduceat(rows.rewards.astype(np.float64), np.concatenate([[0], ends[:-1] + 1]))
 
 
 def implied_timeouts(terminals: Array, max_episode_steps: int) -> Array:

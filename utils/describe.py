@@ -43,13 +43,13 @@ def summarize(
     limit = d4rl.task(env_name).max_episode_steps if env_name else None
     if env_name:
         score = functools.partial(d4rl.normalized_score, env_name)
-    ends = _ends(rows, limit)
+    ends = d4rl.episode_ends(rows, limit)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    returns = np.add.reduceat(rows.rewards.astype(np.float64), starts)
+    returns = d4rl.episode_returns(rows, ends)
     return {
         "env_name": env_name,
         "rows": len(rows.rewards),
-        "transitions": int((~_timeouts(rows, limit)[:-1]).sum()),
+        "transitions": int((~d4rl.timeouts(rows, limit)[:-1]).sum()),
         "episodes": len(ends),
         "terminals": int(rows.terminals.sum()),
         "timeouts": None if rows.timeouts is None else int(rows.timeouts.sum()),
@@ -60,19 +60,6 @@ def summarize(
         "states": _ranges(rows.observations),
         "suspicious": list(_suspicious(rows, starts, ends, returns, limit)),
     }
-
-
-def _timeouts(rows: d4rl.Rows, limit: int | None) -> Array:
-    if rows.timeouts is not None:
-        return rows.timeouts
-    return np.zeros_like(rows.terminals) if limit is None else d4rl.implied_timeouts(rows.terminals, limit)
-
-
-def _ends(rows: d4rl.Rows, limit: int | None) -> Array:
-    """Last row of every episode; the file's last row ends one whether it is marked or not."""
-    marked = rows.terminals | _timeouts(rows, limit)
-    marked[-1] = True
-    return np.flatnonzero(marked)
 
 
 def _ranges(values: Array) -> dict[str, list[float]]:
@@ -91,7 +78,7 @@ def _suspicious(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array, lim
         yield "no key 'timeouts': d4rl counts time limits out instead, and not quite right after a terminal"
     elif both := int((rows.terminals & rows.timeouts).sum()):
         yield f"{both} rows are terminal and timeout at once; d4rl drops them, and their terminal with them"
-    if not (rows.terminals[-1] or _timeouts(rows, limit)[-1]):
+    if not (rows.terminals[-1] or d4rl.timeouts(rows, limit)[-1]):
         yield "the last episode is unfinished"
     yield from _unlabelled_ends(rows, starts, limit, ends)
     yield from _repetitions(rows, starts, ends, returns)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.log import write_json
 
-__all__ = ["describe_run", "prepare_folders", "read_evaluations", "summary_table", "truncate_logs"]
+__all__ = ["describe_run", "prepare_folders", "read_evaluations", "save_curve", "summary_table", "truncate_logs"]
 
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # What may differ between a run and its continuation.
@@ -124,11 +125,14 @@ def read_evaluations(path: Path) -> dict[int, np.ndarray]:
     return {step: np.array(values) for step, values in scores.items()}
 
 
-def summary_table(folders: Sequence[Path]) -> str:
-    """Last, mean of the last five and best evaluation of each seed, then their mean and deviation over seeds."""
+def summary_table(folders: Sequence[Path], behaviour_score: float | None = None) -> str:
+    """Last, mean of the last five and best evaluation of each seed, then their mean and deviation over seeds.
+
+    `behaviour_score`: the data's own mean normalised return, shown beside them.
+    """
     rows, lines = [], [f"{'seed':>10} {'last':>8} {f'mean of last {LAST}':>15} {'best':>8}  at step"]
     for folder in folders:
-        means = {step: float(scores.mean()) for step, scores in read_evaluations(folder / "evaluations.csv").items()}
+        means = _means(folder)
         if not means:
             return "no evaluation was made"
         values = list(means.values())
@@ -140,5 +144,35 @@ def summary_table(folders: Sequence[Path]) -> str:
         mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0)
         for label, x in (("mean", mean), ("deviation", deviation)):
             lines.append(f"{label:>10} {x[0]:8.1f} {x[1]:15.1f} {x[2]:8.1f}")
-    lines.append("normalised scores; best is chosen on test episodes, so it is no estimate of what the policy will do")
+    if behaviour_score is not None:
+        lines.append(f"{'data':>10} {behaviour_score:8.1f}  mean of the episodes in the dataset")
+    lines.append("Normalised scores. Best is chosen on test episodes: it is no estimate of what the policy will do.")
     return "\n".join(lines)
+
+
+def _means(folder: Path) -> dict[int, float]:
+    """Mean normalised score of each evaluation of a seed, by step."""
+    return {step: float(x.mean()) for step, x in read_evaluations(folder / "evaluations.csv").items()}
+
+
+def save_curve(folders: Sequence[Path], title: str, behaviour_score: float | None = None) -> Path | None:
+    """Draw every seed's evaluations, their mean, and the data's own mean return; the picture's path.
+
+    None where nothing was evaluated.
+    """
+    curves = [_means(folder) for folder in folders]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if not steps:
+        return None
+    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        axes.plot(list(curve), list(curve.values()), color="0.6", linewidth=1)
+    axes.plot(steps, [np.mean([curve[s] for curve in curves]) for s in steps], "ko-", markersize=3, label="evaluation")
+    if behaviour_score is not None:
+        axes.axhline(behaviour_score, color="black", linestyle="--", linewidth=1, label="the data's mean")
+    axes.set(xlabel="gradient step", ylabel="normalised score", title=title)
+    axes.legend(frameon=False)
+    path = folders[0].parent / "curve.png"
+    figure.savefig(path, dpi=150)
+    return path
