@@ -39,6 +39,12 @@ def style(number: int) -> dict[str, object]:
     }
 
 
+def _every(points: int, look: dict[str, object]) -> dict[str, object]:
+    """`look` with about eight markers, those of each method elsewhere, so that curves on each other can be told."""
+    spacing = max(1, points // 8)
+    return {**look, "markevery": (_MARKERS.index(str(look["marker"])) * spacing // len(_MARKERS), spacing)}
+
+
 def figures(cells: Sequence[Cell], choice: Choice) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that can be drawn, for the data of one origin."""
     title = f"data: {cells[0].label}"
@@ -79,7 +85,7 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
     for cell in drawn:
         axes, (steps, scores) = panels[cell.env_name], curves[id(cell)]
         look = style(_number(drawn, cell))
-        axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), markevery=max(1, len(steps) // 8), **look)
+        axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), **_every(len(steps), look))
         if scores.shape[1] > 1:
             low, high = np.transpose([_mean_interval(row) for row in scores])
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
@@ -113,7 +119,7 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
         for axes, name in zip(column, ("lambda", "kl_loss"), strict=True):
             steps, values = _metric(cell, name)
             label = _name(drawn, cell)
-            axes.plot(steps, values.mean(axis=1), label=label, markevery=max(1, len(steps) // 8), **look)
+            axes.plot(steps, values.mean(axis=1), label=label, **_every(len(steps), look))
             axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0)
         for kappa in dict.fromkeys(run.settings["kappa"] for run in cell.runs):
             column[1].axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
@@ -147,8 +153,8 @@ def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> F
         if sum(map(len, scores)) < 2:
             continue
         runs, look = sum(map(len, scores)), style(number)
-        axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post", markevery=24,
-                  label=f"{method} ({runs} runs)", **look)  # fmt: skip
+        axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post",
+                  label=f"{method} ({runs} runs)", **_every(len(THRESHOLDS), look))  # fmt: skip
         if all(len(task) > 1 for task in scores):
             draws = performance_profile(resample(scores, np.random.default_rng(0), 1000), THRESHOLDS)
             axes.fill_between(THRESHOLDS, *np.quantile(draws, [0.025, 0.975], axis=0), color=look["color"], alpha=0.15,
@@ -197,7 +203,9 @@ def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes]) -> Fig
     found: dict[str, object] = {}
     for axes in panels.values():
         axes.grid(alpha=0.3, linewidth=0.5)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8, which="both")
+        axes.xaxis.label.set_size(9)
+        axes.yaxis.label.set_size(9)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)

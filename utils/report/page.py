@@ -18,7 +18,7 @@ __all__ = ["Section", "make_page"]
 Section = tuple[str, Sequence[Table], Iterable[tuple[str, str, Figure]]]  # origin of the data, tables, figures
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #111; background: #fff; max-width: 1180px; margin: 2em auto;
+body { font: 15px/1.45 system-ui, sans-serif; color: #111; background: #fff; max-width: 1400px; margin: 2em auto;
        padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { margin-top: 2em; border-bottom: 2px solid #111; } h3 { margin-bottom: .4em; }
 .wide { overflow-x: auto; }

@@ -24,13 +24,22 @@ AVERAGES: dict[str, tuple[str, ...]] = {
     "average-antmaze": _V0,
     "average-antmaze-v2": tuple(name.replace("-v0", "-v2") for name in _V0),
 }
+HEADINGS = {
+    "last": "Last evaluation",
+    "best": "Best evaluation †",
+    "offline": "Evaluation selected by the training loss",
+}
+PAPER_NOTE = (
+    "The paper's figures rest on the official data; its own method's are the best of all evaluations of a run, the "
+    "others' as their papers report them."
+)
 BEST_NOTE = "† best: the highest of a run's evaluations, chosen on the test episodes themselves; it overstates."
 DEVIATION_NOTE = "± is the standard deviation over seeds (of the population, as NumPy's default)."
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a report chooses: `protocol` of the comparison table, and the options of the offline selection."""
+    """How a report chooses: `protocol` of the comparison table (last, best, offline), and the offline options."""
 
     protocol: str = "last"
     top_k: int | None = None
@@ -54,12 +63,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """A task (or an average) and a method: an estimate a protocol, beside the paper's figure where it has one."""
+    """A task (or an average) and a method: an estimate a protocol, beside the paper's figure where it has one.
+
+    reached: gradient steps of the last evaluation; steps: the same beside those of the task's own settings.
+    """
 
     label: str
     name: str
     method: str
     seeds: str
+    reached: str
     steps: str
     estimates: Mapping[str, Estimate | None]
     paper: float | None
@@ -125,10 +138,10 @@ def make_rows(cells: Sequence[Cell], choice: Choice, published: Published) -> li
 def _cell_row(cell: Cell, choice: Choice, published: Published) -> Row:
     paired = {name: estimate([choice.scores(cell, name)], paired=True) for name in PROTOCOLS}
     paper = (None, None) if cell.changed else published.get(cell.env_name, cell.algo)
-    steps = f"{cell.reached:,}"
+    reached = steps = f"{cell.reached:,}"
     if (own := _own_steps(cell)) not in (None, cell.reached):
         steps += f" of {own:,}"
-    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), steps, paired, *paper)
+    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), reached, steps, paired, *paper)
 
 
 def _average_row(
@@ -146,7 +159,7 @@ def _average_row(
     paper = float(np.mean(known)) if len(known) == len(papers) else None
     first = members[0]
     return [Row(first.label, f"{name} ({len(members)} of {len(tasks)})", first.method,
-                _seeds(first) if paired else "various", "", estimates, paper, None)]  # fmt: skip
+                _seeds(first) if paired else "various", "", "", estimates, paper, None)]  # fmt: skip
 
 
 def _own_steps(cell: Cell) -> int | None:
@@ -213,11 +226,11 @@ def _comparison(label: str, rows: Sequence[Row], choice: Choice) -> Table:
     """Tasks by methods at one protocol, the paper's figures beside them."""
     methods = list(dict.fromkeys(row.method for row in rows))
     papers = list(dict.fromkeys(row.method for row in rows if row.paper is not None))
-    lines, names = [], list(dict.fromkeys((row.name, row.steps) for row in rows))
-    for name, steps in names:
-        here = {row.method: row for row in rows if (row.name, row.steps) == (name, steps)}
+    lines = []
+    for name, reached in dict.fromkeys((row.name, row.reached) for row in rows):
+        here = {row.method: row for row in rows if (row.name, row.reached) == (name, reached)}
         lines.append(
-            [name, steps]
+            [name, reached]
             + [_mean(here[method].estimates[choice.protocol]) if method in here else "–" for method in methods]
             + [_paper(here[method]) if method in here else "–" for method in papers]
         )
@@ -228,8 +241,8 @@ def _comparison(label: str, rows: Sequence[Row], choice: Choice) -> Table:
     if choice.protocol == "best":
         notes.insert(0, BEST_NOTE)
     if papers:
-        notes.append("The paper's figures are the best of all evaluations of a run, on the official data.")
-    return Table(f"{TITLES[choice.protocol]} evaluation, data: {label}", columns, lines, notes)
+        notes.append(PAPER_NOTE)
+    return Table(f"{HEADINGS[choice.protocol]}, data: {label}", columns, lines, notes)
 
 
 def _protocols(label: str, rows: Sequence[Row], choice: Choice, remarks: Sequence[str]) -> Table:
