@@ -256,9 +256,18 @@ def test_unfinished_runs_are_left_out_or_cut_to_what_all_seeds_have(tmp_path, ca
     make_run(tmp_path, [40.0, 60.0], seed=1, planned=6)
     assert main([str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert "left out, at step 40 of 60: diffcps hopper-medium-v2 seed 1" in err
+    assert "left out: diffcps hopper-medium-v2 seed 1 (official D4RL): at step 40 of 60" in err
     assert "| 60 of 2,000,000 | 0 | 30.0 |" in out
     assert "| 40 of 2,000,000 | 0,1 | 40.0 ± 20.0 |" in report(capsys, tmp_path, "--partial")
+
+
+def test_a_minari_set_is_a_task_of_its_own(tmp_path, capsys):
+    make_run(tmp_path / "a", [50.0], dataset={"source": "minari:mujoco/hopper/medium-v0"})
+    make_run(tmp_path / "b", [float("nan")], dataset={"source": "minari:mujoco/ant/medium-v0"})
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "data: Minari" in out and "| mujoco/hopper/medium-v0 | diffcps |" in out and "100.1" not in out
+    assert "left out: diffcps mujoco/ant/medium-v0 seed 0 (Minari): its set has no reference scores" in err
 
 
 def test_model_selection_decides_the_comparison(tmp_path, capsys):

@@ -6,6 +6,7 @@
     tables.py      cells -> tables, as Markdown, CSV and LaTeX
     figures.py     cells -> learning curves, performance profiles, lambda and the KL term
     page.py        everything in one HTML file
+    build.py       all of it for some folders, and the files it is written to
     export.py      runs -> the few files worth keeping beside a published number
 
 Nothing but the files that a run leaves is read; nothing is trained or evaluated here.

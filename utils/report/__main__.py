@@ -5,92 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import matplotlib.pyplot as plt
 
 from utils.errors import UserError
 from utils.options import Parser
-from utils.report import figures
+from utils.report.build import make_report, write, write_page
 from utils.report.export import export
-from utils.report.page import Section, make_page, runs_table
-from utils.report.runs import Cell, Labels, SeedRun, find_runs, group
-from utils.report.tables import Choice, Published, Row, Table, make_rows, make_tables, scores_csv
+from utils.report.runs import Labels
+from utils.report.tables import Choice
 
 SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was read and what was made of it, before any file is written."""
-
-    cells: Sequence[Cell]
-    rows: Sequence[Row]
-    choice: Choice
-    warnings: Sequence[str]
-
-    @property
-    def labels(self) -> list[str]:
-        return list(dict.fromkeys(cell.label for cell in self.cells))
-
-    @property
-    def runs(self) -> list[SeedRun]:
-        return [run for cell in self.cells for run in cell.runs]
-
-    def tables(self, label: str) -> list[Table]:
-        """Tables of the data of one origin."""
-        own = [cell for cell in self.cells if cell.label == label]
-        remarks = [f"{c.env_name}, {c.method}: {remark}" for c in own for remark in c.remarks]
-        return make_tables(label, self.rows, self.choice, remarks)
-
-    def section(self, label: str) -> Section:
-        """The same and its figures, drawn as they are taken."""
-        own = [cell for cell in self.cells if cell.label == label]
-        return label, self.tables(label), figures.figures(own, self.choice)
-
-
-def make_report(
-    places: Sequence[Path], labels: Labels, choice: Choice, by: Sequence[str] = (), partial: bool = False
-) -> Report:
-    """Read and summarise. Runs that did not reach their last step are left out, and said to be, unless `partial`."""
-    runs = find_runs(places, labels)
-    evaluated = [run for run in runs if len(run.steps) and (partial or run.complete)]
-    left_out = [run for run in runs if run not in evaluated]
-    if not evaluated:
-        raise UserError("no run has reached its last step; --partial shows them as far as they are")
-    warnings = [
-        f"left out, at step {int(run.steps[-1]) if len(run.steps) else 0:,} of {run.total_steps:,}: "
-        f"{run.algo} {run.env_name} seed {run.seed} ({run.label})"
-        for run in left_out
-    ]
-    warnings += [
-        f"unfinished, at step {int(run.steps[-1]):,} of {run.total_steps:,}: {run.algo} {run.env_name} seed {run.seed}"
-        for run in evaluated
-        if not run.complete
-    ]
-    cells = group(evaluated, by)
-    return Report(cells, make_rows(cells, choice, Published()), choice, warnings)
-
-
-def write(report: Report, out: Path) -> list[Path]:
-    """OUT/tables/*.md, .csv, .tex and OUT/figures/*.png, .pdf."""
-    tables, drawings = out / "tables", out / "figures"
-    tables.mkdir(parents=True, exist_ok=True)
-    written = [tables / "scores.csv"]
-    written[0].write_text(scores_csv(report.rows))
-    (tables / "runs.md").write_text(runs_table(report.runs).markdown())
-    for label in report.labels:
-        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())
-        _, made, drawn = report.section(label)
-        for suffix, text in (("md", [t.markdown() for t in made]), ("tex", [t.latex() for t in made])):
-            written.append(tables / f"{name}.{suffix}")
-            written[-1].write_text("\n".join(text))
-        for title, _, figure in drawn:
-            figures.save(figure, drawings / f"{name}-{title}")
-            written.append(drawings / f"{name}-{title}.png")
-            plt.close(figure)
-    return written
 
 
 def build_parser() -> Parser:
@@ -134,11 +58,7 @@ def run(given: argparse.Namespace) -> None:
         if given.out:
             print("\n".join(f"wrote {path}" for path in write(report, given.out)))
         if given.html:
-            page = make_page(
-                "Results", [report.section(label) for label in report.labels], report.runs, report.warnings
-            )
-            given.html.parent.mkdir(parents=True, exist_ok=True)
-            given.html.write_text(page)
+            write_page(report, given.html)
             print(f"wrote {given.html}")
         if given.export:
             print(f"exported {len(export(report.runs, given.export))} runs to {given.export}")

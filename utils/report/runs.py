@@ -38,7 +38,7 @@ class Labels:
             name, _, prefix = (part.strip() for part in text.partition("="))
             if not name or not prefix:
                 raise UserError(f"--label takes NAME=PREFIX, such as rebuilt=/data/rebuilt, not {text!r}")
-            if name in ("d4rl", "local", "official"):
+            if name.lower() in ("d4rl", "official", "official d4rl", "local", "minari"):
                 raise UserError(f"--label {text}: the name {name!r} is kept for data that the run itself found there")
             pairs.append((name, prefix))
         return cls(tuple(pairs))
@@ -46,14 +46,16 @@ class Labels:
     def of(self, dataset: Mapping[str, Any]) -> str:
         """Where a run's data came from, as the tables say it.
 
-        D4RL's own download is "official D4RL"; data collected by this project "local"; a Minari id itself. A file
+        D4RL's own download is "official D4RL"; data collected by this project "local"; a Minari set "Minari". A file
         has the name that was written down when its run was exported, or that a `--label` gives it; else it is one of
         the "files in FOLDER": files of one folder are taken to be of one origin, of two folders never.
         """
         source = str(dataset.get("source", "unknown"))
         if source == "d4rl":
             return "official D4RL"
-        if source in ("local", "unknown") or source.startswith("minari:"):
+        if source.startswith("minari:"):
+            return "Minari"
+        if source in ("local", "unknown"):
             return source
         if dataset.get("label"):
             return str(dataset["label"])
@@ -151,7 +153,7 @@ def read_run(folder: Path, labels: Labels) -> SeedRun:
         return SeedRun(
             folder=folder,
             algo=run["algo"],
-            env_name=run["env_name"],
+            env_name=_task(run["env_name"], config["dataset"]),
             seed=int(config["seed"]),
             label=labels.of(config["dataset"]),
             changed=_changed(run["algo"], run["env_name"], config),
@@ -166,6 +168,12 @@ def read_run(folder: Path, labels: Labels) -> SeedRun:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not what run.py writes ({type(error).__name__}: {error}); move it away") from error
+
+
+def _task(env_name: str, dataset: Mapping[str, Any]) -> str:
+    """The task's name; for a Minari set its id, whatever `--env_name` says."""
+    source = str(dataset.get("source", ""))
+    return source.removeprefix("minari:") if source.startswith("minari:") else env_name
 
 
 def _read_evaluations(path: Path) -> tuple[np.ndarray, list[np.ndarray], int]:

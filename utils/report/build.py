@@ -1,0 +1,107 @@
+"""A report: what was read from folders of runs, its tables and figures, and the files that it is written to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from utils.errors import UserError
+from utils.report import figures
+from utils.report.page import Section, make_page, runs_table
+from utils.report.runs import Cell, Labels, SeedRun, find_runs, group
+from utils.report.tables import Choice, Published, Row, Table, make_rows, make_tables, scores_csv
+
+__all__ = ["Report", "make_report", "write", "write_page"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was read and what was made of it, before any file is written."""
+
+    cells: Sequence[Cell]
+    rows: Sequence[Row]
+    choice: Choice
+    warnings: Sequence[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(cell.label for cell in self.cells))
+
+    @property
+    def runs(self) -> list[SeedRun]:
+        return [run for cell in self.cells for run in cell.runs]
+
+    def tables(self, label: str) -> list[Table]:
+        """Tables of the data of one origin."""
+        own = [cell for cell in self.cells if cell.label == label]
+        remarks = [f"{c.env_name}, {c.method}: {remark}" for c in own for remark in c.remarks]
+        return make_tables(label, self.rows, self.choice, remarks)
+
+    def section(self, label: str) -> Section:
+        """The same and its figures, drawn as they are taken."""
+        own = [cell for cell in self.cells if cell.label == label]
+        return label, self.tables(label), figures.figures(own, self.choice)
+
+
+def make_report(
+    places: Sequence[Path], labels: Labels, choice: Choice, by: Sequence[str] = (), partial: bool = False
+) -> Report:
+    """Read and summarise. Runs that did not reach their last step are left out, and said to be, unless `partial`."""
+    runs = find_runs(places, labels)
+    faults = {run.folder: fault for run in runs if (fault := _unusable(run, partial))}
+    used = [run for run in runs if run.folder not in faults]
+    if not used:
+        raise UserError(f"nothing to report: {'; '.join(dict.fromkeys(faults.values()))} (--partial shows unfinished "
+                        "runs as far as they are)")  # fmt: skip
+    warnings = [f"left out: {_describe(run)}: {faults[run.folder]}" for run in runs if run.folder in faults]
+    warnings += [f"unfinished: {_describe(run)}: {_reached(run)}" for run in used if not run.complete]
+    cells = group(used, by)
+    return Report(cells, make_rows(cells, choice, Published()), choice, warnings)
+
+
+def _unusable(run: SeedRun, partial: bool) -> str | None:
+    """Why a run has no place in a table; None where it has."""
+    if not len(run.steps):
+        return "no evaluation was made"
+    if not np.isfinite(run.scores).all():
+        return "its set has no reference scores, so there is no normalised score"
+    return None if partial or run.complete else _reached(run)
+
+
+def _reached(run: SeedRun) -> str:
+    return f"at step {int(run.steps[-1]):,} of {run.total_steps:,}"
+
+
+def _describe(run: SeedRun) -> str:
+    return f"{run.algo} {run.env_name} seed {run.seed} ({run.label})"
+
+
+def write(report: Report, out: Path) -> list[Path]:
+    """OUT/tables/*.md, .csv, .tex and OUT/figures/*.png, .pdf."""
+    tables, drawings = out / "tables", out / "figures"
+    tables.mkdir(parents=True, exist_ok=True)
+    written = [tables / "scores.csv"]
+    written[0].write_text(scores_csv(report.rows))
+    (tables / "runs.md").write_text(runs_table(report.runs).markdown())
+    for label in report.labels:
+        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())
+        _, made, drawn = report.section(label)
+        for suffix, text in (("md", [t.markdown() for t in made]), ("tex", [t.latex() for t in made])):
+            written.append(tables / f"{name}.{suffix}")
+            written[-1].write_text("\n".join(text))
+        for title, _, figure in drawn:
+            figures.save(figure, drawings / f"{name}-{title}")
+            written.append(drawings / f"{name}-{title}.png")
+            plt.close(figure)
+    return written
+
+
+def write_page(report: Report, path: Path, title: str = "Results") -> None:
+    """The one self-contained page."""
+    sections = [report.section(label) for label in report.labels]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(make_page(title, sections, report.runs, report.warnings))
