@@ -134,16 +134,20 @@ def test_the_average_starts_at_ema_start_and_moves_every_ema_interval() -> None:
 # --- Behaviour cloning ----------------------------------------------------------------------------------------------
 
 
-def test_behaviour_cloning_finds_the_data() -> None:
-    """With one action for all states the chain must come to return that action."""
-    agent = small_agent("diffusion_bc", learning_rate=1e-3)
-    rng, batch = torch.Generator().manual_seed(0), small_batch(64)
-    batch["actions"] = torch.tensor([0.5, -0.25]).expand(1, 64, 2)
-    for _ in range(400):
-        agent.update(batch, agent.draw(rng, 64))
-    actions = agent.act(batch["states"], rng)
-    assert (actions.mean(1) - torch.tensor([[0.5, -0.25]])).abs().max() < 0.05
-    assert actions.std(1).max() < 0.2
+def test_cloning_keeps_both_actions_of_the_data_and_diffusion_ql_the_better_one() -> None:
+    """One-step episodes, actions -0.6 and 0.6 alike often, reward 1 for the second."""
+    share = {}
+    for algo in ("diffusion_bc", "diffusion_ql"):
+        quick = {"action_candidates": 1, "critic_learning_rate": 1e-3, "ema_start": 0} if algo == "diffusion_ql" else {}
+        agent, g = small_agent(algo, learning_rate=1e-3, **quick), torch.Generator().manual_seed(0)
+        for _ in range(250):
+            batch = {name: torch.randn(1, 32, 3, generator=g) for name in ("states", "next_states")}
+            batch["actions"] = torch.where(torch.rand(1, 32, 1, generator=g) < 0.5, -0.6, 0.6).expand(1, 32, 2)
+            batch |= {"rewards": (batch["actions"][..., :1] > 0).float(), "not_dones": torch.zeros(1, 32, 1)}
+            agent.update(batch, agent.draw(g, 32))
+        actions = agent.act(torch.randn(1, 400, 3, generator=g), g)
+        share[algo] = (actions.mean(2) > 0).double().mean().item()
+    assert 0.3 < share["diffusion_bc"] < 0.7 and share["diffusion_ql"] > 0.9
 
 
 # --- Published files ------------------------------------------------------------------------------------------------

@@ -233,3 +233,17 @@ def test_candidates_are_drawn_by_softmax_of_the_target_critics() -> None:
     expected = torch.sigmoid(values[0] - values[1]).item()
     assert 0.02 < expected < 0.98 and abs(expected - 0.5) > 0.02
     assert share == pytest.approx(expected, abs=0.03)
+
+
+def test_it_finds_the_better_of_two_actions_in_the_data() -> None:
+    """One-step episodes, actions -0.6 and 0.6, reward 1 for the second: act near it, and not beyond the data."""
+    settings = {"alpha": 1.0, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "lr_decay": False}
+    config = hyperparameters.get("dtql", "hopper-medium-v2", action_candidates=8, **settings)
+    agent, g = AGENTS["dtql"](2, 1, 1.0, config, [0]), torch.Generator().manual_seed(0)
+    for _ in range(250):
+        one = batch(g, 2, 1, 1.0)
+        one["actions"] = torch.where(torch.rand(32, 1, generator=g) < 0.5, -0.6, 0.6)
+        one |= {"rewards": (one["actions"] > 0).float(), "not_dones": torch.zeros(32, 1)}
+        agent.update(parity.stacked(one, 1), agent.draw(g, 32))
+    actions = agent.act(torch.randn(1, 100, 2, generator=g), g)
+    assert 0.3 < actions.mean() < 0.9 and actions.min() > 0
