@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--env", required=True, choices=["hopper", "halfcheetah", "walker2d", "ant"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="length: search iterations (hopper), environment steps (others)")
-    parser.add_argument("--dir", type=Path, default=Path("results/behaviour"), help="snapshots, to go on from")
+    parser.add_argument("--dir", type=Path, default=Path("results/runs/behaviour"), help="snapshots, to go on from")
     parser.add_argument("--out", type=Path, default=behaviour_folder(), help="where the chosen policies are written")
     parser.add_argument("--choose_only", action="store_true", help="choose among the snapshots that are there")
     args = parser.parse_args(arguments)

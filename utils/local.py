@@ -36,7 +36,7 @@ from utils.collect import (
 from utils.dataset import Dataset
 from utils.environments import make_lockstep
 from utils.errors import UserError
-from utils.navigation import Navigator, draw_goal, goal_cells, maze_envs
+from utils.navigation import Navigator, maze_envs
 from utils.policies import LinearPolicy, NoisyPolicy, Policy, UniformPolicy, load_policy
 
 __all__ = ["REPLAY_SNAPSHOTS", "as_behaviour", "behaviour_folder", "cache_folder", "ids", "load", "local_file"]
@@ -163,9 +163,7 @@ def _plan(env_name: str) -> _Plan:
         maze, style = match[1], match[2]
 
         def antmaze(file: Path | None, rows: int, seed: np.random.SeedSequence, bar: tqdm) -> tuple[Policy, Recording]:
-            goal_seed, seed = seed.spawn(2)
-            goal = draw_goal(maze, goal_cells(maze, ""), np.random.default_rng(goal_seed))
-            envs = maze_envs(maze, style, goal, streams_for(rows))
+            envs = maze_envs(maze, style, streams_for(rows))
             navigator = Navigator(maze, style, load_policy(file), envs.num_envs)
             part = record(envs, navigator, seed, rows=rows, begin=navigator.begin, progress=bar)
             envs.close()

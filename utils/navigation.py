@@ -4,10 +4,12 @@ D4RL (`scripts/generation/generate_ant_maze_datasets.py`, `d4rl/locomotion/maze_
 plans over the maze's cells, points a low-level policy towards the next waypoint, and adds noise of 0.2 to its
 actions. Which cells may be starts and goals makes the sets: the plain umaze starts at the start cell and goes to the
 goal cell; *play* starts in any cell that is no goal and goes to one of a few hand-picked cells; *diverse* starts and
-goes anywhere. Rewards are relabelled: all of a set's are those of one goal, drawn as the environment draws its own.
-Two things are not D4RL's. The planner aims along the legs of the path instead of at random points of the next cell.
-And an episode ends at the relabelling goal, as in evaluation; D4RL's go on to the time limit, with a terminal a row
-while the ant stays there. At any other goal the ant stays until the time limit, as in D4RL.
+goes anywhere.
+
+Two things are not D4RL's. Rewards are relabelled by one goal for a whole set, as there, but by the mean of D4RL's
+draws, not by one draw: a set of a tenth of D4RL's size would stand or fall by it. And an episode ends at the
+relabelling goal, as in evaluation; D4RL's go on to the time limit, with a terminal a row while the ant stays there.
+At any other goal the ant stays to the time limit, as there.
 """
 
 from __future__ import annotations
@@ -32,13 +34,11 @@ __all__ = [
     "gait_features",
     "goal_cells",
     "maze_envs",
+    "reward_goal",
     "start_cells",
 ]
 
 ACTION_NOISE = 0.2
-LOOKAHEAD = 1.5
-"""Metres along the path at which the ant aims: walks down the middle of corridors, cuts corners by less than a leg."""
-
 PLAY_GOALS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "medium": ((2, 6), (5, 1), (6, 5)),
     "large": ((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)),
@@ -76,12 +76,17 @@ def draw_goal(maze: str, cells: Sequence[Cell], rng: np.random.Generator) -> np.
     return np.maximum(center + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2), 0.0)
 
 
+def reward_goal(maze: str) -> np.ndarray:
+    """The goal [2] whose rewards a set has: the mean of the environment's draws, 0.75 m off the goal cell's centre."""
+    return cell_center(maze, *goal_cells(maze, "")[0]) + 0.75
+
+
 class _CollectionMaze(AntMazeEnv):
     """AntMaze as data are collected in it: starts drawn among cells, one goal for the rewards of a whole set."""
 
-    def __init__(self, maze: str, starts: Sequence[Cell], reward_goal: Sequence[float], **kwargs: Any) -> None:
+    def __init__(self, maze: str, starts: Sequence[Cell], goal: Sequence[float], **kwargs: Any) -> None:
         self._starts = list(starts)
-        self._reward_goal = reward_goal
+        self._reward_goal = goal
         super().__init__(maze, goal_every_reset=False, **kwargs)
 
     def reset_model(self) -> np.ndarray:
@@ -97,52 +102,60 @@ class _CollectionMaze(AntMazeEnv):
         return self._get_obs()
 
 
-def maze_envs(maze: str, style: str, reward_goal: np.ndarray, num_envs: int) -> LockstepEnvs:
-    """Environments to collect in; rewards, and the end of an episode, are those of ``reward_goal`` [2]."""
+def maze_envs(maze: str, style: str, num_envs: int) -> LockstepEnvs:
+    """Environments to collect in; rewards, and the end of an episode, are those of `reward_goal`."""
     spec = EnvSpec(
         "diffcps/AntMazeCollection-v0",
         entry_point=_CollectionMaze,
         max_episode_steps=MAX_STEPS[maze],
         disable_env_checker=True,
-        kwargs={"maze": maze, "starts": start_cells(maze, style), "reward_goal": reward_goal.tolist()},
+        kwargs={"maze": maze, "starts": start_cells(maze, style), "goal": reward_goal(maze).tolist()},
     )
     return LockstepEnvs(gymnasium.make(spec), num_envs)
 
 
 class Planner:
-    """Shortest paths over a maze's free cells, four neighbours each, every pair at once."""
+    """D4RL's waypoints: the next cell of a shortest path over the free cells, four neighbours each.
+
+    D4RL counts the position in cell (row, column) from the cell's centre on: 1 + y/4 and 1 + x/4, rounded down. So an
+    ant that walks along +x turns past a cell's centre, one that walks along -x a cell before; and it may count as
+    standing in a wall, from where the path goes on through a free neighbour.
+    """
 
     def __init__(self, maze: str) -> None:
-        self.cells = free_cells(maze)
-        self.centers = np.array([cell_center(maze, *cell) for cell in self.cells])
-        index = {cell: k for k, cell in enumerate(self.cells)}
-        count = len(self.cells)
-        self.distance = np.full((count, count), -1)  # [goal, cell], in cells
-        self.next_cell = np.tile(np.arange(count), (count, 1))  # [goal, cell]; the goal's next cell is itself
-        for goal in range(count):
-            self.distance[goal, goal] = 0
+        self.maze = maze
+        self.shape = len(MAZES[maze]), len(MAZES[maze][0])
+        self.centers = np.array([[cell_center(maze, i, j) for j in range(self.shape[1])] for i in range(self.shape[0])])
+        free = set(free_cells(maze))
+        # distance and next cell [goal row, goal column, row, column]; -1 where there is no way
+        self.distance = np.full(self.shape * 2, -1)
+        self.next_cell = np.full((*self.shape * 2, 2), -1)
+        for goal in free:
+            self.distance[(*goal, *goal)], self.next_cell[(*goal, *goal)] = 0, goal
             queue = deque([goal])
             while queue:
-                cell = queue.popleft()
-                row, column = self.cells[cell]
+                row, column = cell = queue.popleft()
                 for neighbour in ((row, column - 1), (row, column + 1), (row + 1, column), (row - 1, column)):
-                    k = index.get(neighbour)
-                    if k is not None and self.distance[goal, k] < 0:
-                        self.distance[goal, k] = self.distance[goal, cell] + 1
-                        self.next_cell[goal, k] = cell
-                        queue.append(k)
+                    if self.distance[(*goal, *neighbour)] < 0:
+                        self.distance[(*goal, *neighbour)] = self.distance[(*goal, *cell)] + 1
+                        self.next_cell[(*goal, *neighbour)] = cell
+                        if neighbour in free:  # a way may begin in a wall, and never leads through one
+                            queue.append(neighbour)
 
     def locate(self, positions: np.ndarray) -> np.ndarray:
-        """Index [N] of the free cell whose centre is nearest to each position [N, 2]."""
-        return np.square(positions[:, None] - self.centers).sum(-1).argmin(-1)
+        """(row, column) [N, 2] of positions [N, 2], as D4RL counts."""
+        cells = (1 + np.maximum(positions, 1e-4) / CELL).astype(np.int64)[:, ::-1]
+        return np.minimum(cells, np.array(self.shape) - 1)
 
-    def waypoints(self, positions: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Where to aim now, [N, 2]: a point ahead on the path's next leg; the goal itself once in its cell."""
-        here, there = self.locate(positions), self.locate(goals)
-        start, end = self.centers[here], self.centers[self.next_cell[there, here]]
-        leg = (end - start) / CELL
-        along = np.clip(((positions - start) * leg).sum(-1) + LOOKAHEAD, 0.0, CELL)
-        return np.where((here == there)[:, None], goals, start + along[:, None] * leg)
+    def waypoints(self, positions: np.ndarray, goals: np.ndarray, offsets: np.ndarray | float) -> np.ndarray:
+        """Where to aim now [N, 2]: ``offsets`` off the next cell's centre; the goal itself where that is its cell.
+
+        Also the goal itself from within walls that have no free neighbour, where D4RL stops with an error.
+        """
+        there = self.locate(goals)
+        following = self.next_cell[(*there.T, *self.locate(positions).T)]
+        straight = (following == there).all(1) | (following < 0).all(1)
+        return np.where(straight[:, None], goals, self.centers[tuple(following.T)] + offsets)
 
 
 def gait_features(states: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -204,7 +217,9 @@ class Navigator:
         self.goals[row] = draw_goal(self.maze, goal_cells(self.maze, self.style), rng)
 
     def act(self, states: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        directions = self.planner.waypoints(states[:, :2], self.goals) - states[:, :2]
+        # anew at every step, as in D4RL; without noise the mean
+        offsets = 0.5 if rng is None else rng.uniform(0, 1, (len(states), 2))
+        directions = self.planner.waypoints(states[:, :2], self.goals, offsets) - states[:, :2]
         actions = self.gait.act(gait_features(states, directions))
         if rng is None:
             return actions
