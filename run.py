@@ -19,7 +19,7 @@ from utils import checkpoint, options, results, sources
 from utils.dataset import Dataset
 from utils.errors import UserError
 from utils.evaluation import environment_rngs, evaluate
-from utils.execution import CapturedActions, Runner, choose_mode
+from utils.execution import Runner, acting, choose_mode
 from utils.log import Bar, SeedLog
 from utils.seeding import torch_generators
 
@@ -100,7 +100,7 @@ class Run:
         generators = torch_generators(seeds, "training", device)
         self.runner = Runner(self.agent, tuned.to(device), config.batch_size, generators, mode)
         self.acting = torch_generators(seeds, "acting", device)
-        self.act = CapturedActions(self.agent) if device.type == "cuda" else self.agent.act
+        self.act = acting(self.agent, self.runner.mode)
 
     def load_published(self) -> None:
         """Start from weights that the published code saved, at step 0."""

@@ -66,7 +66,11 @@ class _Mish(torch.autograd.Function):
 
 def mish(x: Tensor) -> Tensor:
     """Mish activation (Misra 2019), any shape."""
-    return _Mish.apply(x)
+    if torch.is_grad_enabled():
+        return _Mish.apply(x)
+    s = torch.sigmoid(x)
+    n = (2 - s).mul_(s)
+    return n.div_(2 - n).mul_(x)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

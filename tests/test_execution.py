@@ -11,7 +11,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from tests import small
-from utils.execution import CapturedActions, Runner, choose_mode
+from utils.execution import CapturedActions, Runner, acting, choose_mode
 from utils.seeding import torch_generators
 
 
@@ -56,6 +56,17 @@ def test_compiled_equals_eager(algo: str) -> None:
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_compiled_actions_equal_the_agents_for_any_number_of_states() -> None:
+    run = runner("eager", [0, 3], diffusion_steps=2, action_candidates=4)
+    states, active = torch.randn(2, 6, 11), torch.tensor([[True] * 6, [True, False] * 3])
+    rngs = lambda: torch_generators([0, 3], "acting", "cpu")  # noqa: E731
+    eager = [run.agent.act(states[:, :n], rngs()) for n in (6, 2, 1)] + [run.agent.act(states, rngs(), active)]
+    act = acting(run.agent, "compile")
+    compiled = [act(states[:, :n], rngs()) for n in (6, 2, 1)] + [act(states, rngs(), active)]
+    for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_a_failed_compilation_is_one_warning_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler\nlong trace")
@@ -65,7 +76,7 @@ def test_a_failed_compilation_is_one_warning_and_training_goes_on(monkeypatch: p
         warnings.simplefilter("always")
         run = runner("compile", [0])
     messages = [str(w.message) for w in caught if "compile" in str(w.message)]
-    assert messages == ["torch.compile failed, training goes on uncompiled: no compiler"]
+    assert messages == ["torch.compile failed, critic_loss and policy_loss stay uncompiled: no compiler"]
     run.run(4)
     assert run.mode == "eager" and run.agent.step == 4
     assert torch.equal(parameters(run), parameters(ran("eager", 4)))

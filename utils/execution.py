@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "choose_mode"]
+__all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "acting", "choose_mode"]
 
 MODES = ("auto", "eager", "compile", "graph")
 
-# On a CPU compiling costs about a minute; see `choose_mode`.
-COMPILE_PAYS_FROM = 20_000
+# On a CPU compiling costs about 70 s and saves about 3 ms a step (two-core AMD EPYC, benchmarks.training).
+COMPILE_PAYS_FROM = 25_000
 
 _BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
 _WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for
@@ -145,17 +145,8 @@ class Runner:
 
     def _compile(self) -> None:
         """Compile the agent's losses; on any failure keep them as they are, in one clear line."""
-        plain = {name: getattr(self.agent, name) for name in self.agent.COMPILED}
-        try:
-            for name, function in plain.items():
-                setattr(self.agent, name, torch.compile(function, dynamic=False))
-            self._try_losses()
-        except Exception as error:  # whatever the compiler tool-chain raises: the run goes on without it
-            for name, function in plain.items():
-                setattr(self.agent, name, function)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"torch.compile failed, training goes on uncompiled: {reason}", stacklevel=3)
-            self.mode = "eager" if self.mode == "compile" else self.mode
+        if not _compiled(self.agent, self.agent.COMPILED, self._try_losses, dynamic=False) and self.mode == "compile":
+            self.mode = "eager"
 
     def _try_losses(self) -> None:
         """Run each compiled loss once, forward and backward, on throw-away numbers; no parameter changes."""
@@ -245,6 +236,38 @@ class _CapturedPeriod:
         for name, value in draws.items():
             self.draws[name].copy_(value)
         self.graph.replay()
+
+
+def _compiled(agent: Any, names: Sequence[str], trial: Callable[[], None], dynamic: bool) -> bool:
+    """Replace these methods of `agent` by compiled ones, if `trial` then runs; else say why not, in one line."""
+    plain = {name: getattr(agent, name) for name in names}
+    try:
+        for name, function in plain.items():
+            setattr(agent, name, torch.compile(function, dynamic=dynamic))
+        trial()
+    except Exception as error:  # whatever the compiler tool-chain raises: the run goes on without it
+        for name, function in plain.items():
+            setattr(agent, name, function)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"torch.compile failed, {' and '.join(names)} stay uncompiled: {reason}", stacklevel=2)
+        return False
+    return True
+
+
+def acting(agent: Any, mode: str) -> Callable[..., Tensor]:
+    """`agent.act`, run in `mode`. Compiled or captured, the policy gives the same actions within rounding."""
+    if agent.device.type == "cuda" and mode == "graph":
+        return CapturedActions(agent)
+    if mode == "compile":
+
+        def trial() -> None:
+            # Two counts of rows: the compiled policy must take any, since ended episodes drop out.
+            rngs = [torch.Generator(device=agent.device).manual_seed(0) for _ in range(agent.num_seeds)]
+            for rows in (5, 3):
+                agent.act(torch.zeros(agent.num_seeds, rows, agent.state_dim, device=agent.device), rngs)
+
+        _compiled(agent, ("actions_for",), trial, dynamic=True)
+    return agent.act
 
 
 class CapturedActions:
