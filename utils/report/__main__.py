@@ -9,12 +9,10 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.options import Parser
-from utils.report.build import make_report, write, write_page
+from utils.report.build import SELECTIONS, make_report, write, write_page
 from utils.report.export import export
 from utils.report.runs import Labels
 from utils.report.tables import Choice
-
-SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}
 
 
 def build_parser() -> Parser:

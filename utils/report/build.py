@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from utils.report.page import Section, make_page, runs_table
 from utils.report.runs import Cell, Labels, SeedRun, find_runs, group
 from utils.report.tables import Choice, Published, Row, Table, make_rows, make_tables, scores_csv
 
-__all__ = ["Report", "make_report", "write", "write_page"]
+__all__ = ["SELECTIONS", "Report", "make_report", "write", "write_page"]
+
+SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}  # --model_selection: the protocol
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Report:
     rows: Sequence[Row]
     choice: Choice
     warnings: Sequence[str]
+    by: Sequence[str] = ()
+    extra: Callable[[Report, str], Sequence[Table]] | None = None  # more tables, for the data of one origin
 
     @property
     def labels(self) -> list[str]:
@@ -39,16 +43,22 @@ class Report:
         """Tables of the data of one origin."""
         own = [cell for cell in self.cells if cell.label == label]
         remarks = [f"{c.env_name}, {c.method}: {remark}" for c in own for remark in c.remarks]
-        return make_tables(label, self.rows, self.choice, remarks)
+        tables = make_tables(label, self.rows, self.choice, remarks)
+        return [*tables, *(self.extra(self, label) if self.extra else ())]
 
     def section(self, label: str) -> Section:
         """The same and its figures, drawn as they are taken."""
         own = [cell for cell in self.cells if cell.label == label]
-        return label, self.tables(label), figures.figures(own, self.choice)
+        return label, self.tables(label), figures.figures(own, self.choice, self.by)
 
 
 def make_report(
-    places: Sequence[Path], labels: Labels, choice: Choice, by: Sequence[str] = (), partial: bool = False
+    places: Sequence[Path],
+    labels: Labels,
+    choice: Choice,
+    by: Sequence[str] = (),
+    partial: bool = False,
+    extra: Callable[[Report, str], Sequence[Table]] | None = None,
 ) -> Report:
     """Read and summarise. Runs that did not reach their last step are left out, and said to be, unless `partial`."""
     runs = find_runs(places, labels)
@@ -60,7 +70,7 @@ def make_report(
     warnings = [f"left out: {_describe(run)}: {faults[run.folder]}" for run in runs if run.folder in faults]
     warnings += [f"unfinished: {_describe(run)}: {_reached(run)}" for run in used if not run.complete]
     cells = group(used, by)
-    return Report(cells, make_rows(cells, choice, Published()), choice, warnings)
+    return Report(cells, make_rows(cells, choice, Published()), choice, warnings, by, extra)
 
 
 def _unusable(run: SeedRun, partial: bool) -> str | None:

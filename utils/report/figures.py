@@ -18,7 +18,7 @@ from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, performance_profile, resample
 from utils.report.tables import Choice
 
-__all__ = ["constraint", "figures", "learning_curves", "performance_profiles", "save", "style"]
+__all__ = ["constraint", "figures", "learning_curves", "performance_profiles", "save", "sensitivity", "style"]
 
 # Colours (Okabe and Ito) from dark to light, so that a grey print keeps an order; lines and markers carry the rest.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -45,9 +45,11 @@ def _every(points: int, look: dict[str, object]) -> dict[str, object]:
     return {**look, "markevery": (_MARKERS.index(str(look["marker"])) * spacing // len(_MARKERS), spacing)}
 
 
-def figures(cells: Sequence[Cell], choice: Choice) -> Iterator[tuple[str, str, Figure]]:
+def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that can be drawn, for the data of one origin."""
     title = f"data: {cells[0].label}"
+    if len(by) == 1 and (figure := sensitivity(cells, choice, title, by[0])) is not None:
+        yield "sensitivity", _CAPTIONS["sensitivity"], figure
     for name, draw in (("learning_curves", learning_curves), ("constraint", constraint)):
         if (figure := draw(cells, title)) is not None:
             yield name, _CAPTIONS[name], figure
@@ -58,6 +60,8 @@ def figures(cells: Sequence[Cell], choice: Choice) -> Iterator[tuple[str, str, F
 _CAPTIONS = {
     "learning_curves": "Mean normalised score over seeds; shaded: 95 % bootstrap interval of that mean (two seeds or "
     "more).",
+    "sensitivity": "Mean normalised score over seeds against a setting; bars: 95 % bootstrap interval of that mean (two"
+    " seeds or more).",
     "constraint": "DiffCPS's multiplier lambda (above) and its denoising loss against the bound kappa (below); mean "
     "over seeds, shaded: from the least to the largest seed.",
     "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold; shaded: 95 % stratified "
@@ -92,6 +96,30 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
     for axes in panels.values():
         axes.set_ylabel("normalised score [%]")
     return _finish(figure, panels)
+
+
+def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str) -> Figure | None:
+    """Score against the values of `setting`, evenly spaced, a line a task; None for a single value."""
+    values = sorted({cell.runs[0].settings[setting] for cell in cells})
+    if len(values) < 2:
+        return None
+    figure, axes = plt.subplots(figsize=(5.2, 3.8))
+    lines: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for cell in cells:
+        if (scores := choice.scores(cell, choice.protocol)) is not None:
+            name = f"{cell.env_name} ({cell.algo})"
+            lines.setdefault(name, []).append((values.index(cell.runs[0].settings[setting]), scores))
+    for number, (name, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point[0])
+        means = np.array([scores.mean() for _, scores in points])
+        low, high = np.transpose([_mean_interval(scores) for _, scores in points])
+        axes.errorbar([place for place, _ in points], means, [means - low, high - means], label=name, capsize=2,
+                      **style(number))  # fmt: skip
+    axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set_xlabel(setting)
+    axes.set_ylabel(f"normalised score [%] ({choice.protocol})")
+    axes.set_title(title, fontsize=9)
+    return _finish(figure, {0: axes}, scientific=False)
 
 
 def curve(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +226,7 @@ def _name(cells: Sequence[Cell], cell: Cell) -> str:
     return cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)"
 
 
-def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes]) -> Figure:
+def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], scientific: bool = True) -> Figure:
     """Grids, and one legend below all panels."""
     found: dict[str, object] = {}
     for axes in panels.values():
@@ -206,7 +234,8 @@ def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes]) -> Fig
         axes.tick_params(labelsize=8, which="both")
         axes.xaxis.label.set_size(9)
         axes.yaxis.label.set_size(9)
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        if scientific:
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(3, len(found)), fontsize=8)

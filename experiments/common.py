@@ -1,0 +1,217 @@
+"""What every experiment shares: which runs it has, `plan`, `run` and `show`.
+
+    python -m experiments.table1 plan --dataset local --scale 0.01
+    python -m experiments.table1 run  --dataset local --scale 0.01
+    python -m experiments.table1 show --dataset local --scale 0.01 --html report.html
+
+The three take the same options, so that they speak of the same runs. Runs lie in
+DIR/<experiment>/<data>/<variant>/<algo>/<env_name>/seed_<k>; run.py makes everything below <variant>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents import AGENTS
+from experiments.data import data_name, missing_data, prepare_data
+from experiments.speed import Speeds
+from experiments.training import Training, continue_run, scaled, seed_list, share_done
+from utils import options
+from utils.errors import UserError
+from utils.options import Parser
+from utils.report.build import SELECTIONS, Report, make_report, write, write_page
+from utils.report.runs import Labels
+from utils.report.tables import Choice, Table
+from utils.sweep import Function, Job, Outcome, Resources, run_jobs
+
+__all__ = ["Experiment", "build_parser", "main"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An artefact: a grid of runs, and what is shown of them beside the usual report.
+
+    folder: where its runs lie; two artefacts with one folder share their runs. grid: values of the settings that are
+    compared. job: the function that runs one command line, run.py's by default. extra: tables of its own, made of
+    the report and the origin of its data. by: settings that tell its methods apart. evaluated: the folders with the
+    evaluations that are shown, for a trained seed's folder: that folder by default.
+    """
+
+    folder: str
+    about: str
+    tasks: Sequence[str]
+    seeds: str
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    algos: Sequence[str] = ("diffcps",)
+    job: Function | None = None
+    extra: Callable[[Report, str], Sequence[Table]] | None = None
+    by: Sequence[str] = ()
+    evaluated: Callable[[Path], Sequence[Path]] = lambda trained: [trained]
+
+    def trainings(self, given: argparse.Namespace) -> list[Training]:
+        """All runs that the options ask for."""
+        names = list(self.grid)
+        variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        seeds = tuple(seed_list(given.seeds))
+        groups = [(seed,) for seed in seeds] if given.split_seeds else [seeds]
+        return [
+            Training(algo, task, group, variant, scaled(algo, task, given.scale))
+            for algo in given.algos
+            for task in given.tasks
+            for variant in variants
+            for group in groups
+        ]
+
+
+# --- plan, run, show ------------------------------------------------------------------------------------
+
+
+class Study:
+    """An experiment with the options of one command line."""
+
+    def __init__(self, experiment: Experiment, given: argparse.Namespace) -> None:
+        self.experiment, self.given = experiment, given
+        self.base = Path(given.dir).resolve() / experiment.folder / data_name(given)
+        self.trainings = experiment.trainings(given)
+        for training in self.trainings:
+            _ = training.config  # an unknown task or setting is said before anything starts
+
+    def done(self, training: Training) -> float:
+        """Share of a training's gradient steps that is done."""
+        shares = [share_done(folder, training.steps) for folder in training.folders(self.base)]
+        return statistics.mean(shares)
+
+    def plan(self) -> None:
+        """List the runs, what is done, and the training time that is left at measured speeds."""
+        missing = missing_data(self.given, [training.env_name for training in self.trainings])
+        speeds = Speeds(Path(self.given.dir), self.given.device, self.given.measure)
+        total, unknown, rows = 0.0, 0, []
+        for training in self.trainings:
+            done, config = self.done(training), training.config
+            state = "no data" if training.env_name in missing else f"{100 * done:.0f} %" if done < 1 else "done"
+            rate, source = speeds.get(training.algo, training.env_name, config, len(training.seeds))
+            left = 0.0
+            if state not in ("done", "no data"):
+                unknown += rate is None
+                left = (1 - done) * training.steps / rate / 3600 if rate else 0.0
+            total += left
+            speed = f"{rate:.0f}" if rate else "?"
+            rows.append([training.name, f"{training.steps:,}", state, speed, f"{left:.2f}" if rate else "?", source])
+        columns = ["run", "gradient steps", "state", "steps/s", "hours left", "speed from"]
+        print(_text_table(columns, rows))
+        for reason in missing.values():
+            print(f"left out: {reason}")
+        print(f"{len(rows)} runs, {total:.1f} hours of training left, one run after the other, evaluations not counted"
+              + (f"; {unknown} runs of unknown speed (--measure times a few hundred steps of each)" if unknown else "")
+              )  # fmt: skip
+        print(f"results in {self.base}")
+
+    def run(self) -> int:
+        """Train what is not complete; 0 if all of it is then."""
+        open_trainings = [training for training in self.trainings if self.done(training) < 1]
+        missing = prepare_data(self.given, [training.env_name for training in open_trainings])
+        for reason in missing.values():
+            print(f"left out: {reason}", file=sys.stderr)
+        trainings = {t.name: t for t in self.trainings if t.env_name not in missing}
+        logs = self.base / "logs"
+        jobs = [
+            Job(name, training.command(self.base, self.given), logs / f"{name.replace('/', '.')}.txt")
+            for name, training in trainings.items()
+        ]
+        given = self.given
+        resources = Resources(given.cpus_per_run, gpus_per_run(given), given.workers)
+        outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(trainings[job.name]),
+                            given.ray, resources, given.retries)  # fmt: skip
+        return self.summarise(outcomes)
+
+    def summarise(self, outcomes: Mapping[str, Outcome]) -> int:
+        """A line for the whole, and the exit code: 130 when stopped, 1 when something failed."""
+        states = [outcome.state for outcome in outcomes.values()]
+        print(f"{states.count('done')} of {len(states)} runs done, {states.count('failed')} failed, "
+              f"{states.count('stopped')} to be continued; results in {self.base}")  # fmt: skip
+        return 130 if "stopped" in states else int("failed" in states)
+
+    def show(self) -> None:
+        """Tables on the screen, files where asked for."""
+        given = self.given
+        choice = Choice(SELECTIONS[given.model_selection])
+        report = make_report([self.base], Labels.parse(given.label), choice, self.experiment.by, given.partial,
+                             self.experiment.extra)  # fmt: skip
+        for line in report.warnings:
+            print(f"note: {line}", file=sys.stderr)
+        for label in report.labels:
+            print("\n".join(table.markdown() for table in report.tables(label)))
+        if given.out:
+            print("\n".join(f"wrote {path}" for path in write(report, given.out)))
+        if given.html:
+            write_page(report, given.html, self.experiment.about)
+            print(f"wrote {given.html}")
+
+
+def gpus_per_run(given: argparse.Namespace) -> float:
+    """The share of a GPU that one run takes on Ray: what was asked for, else one where runs use CUDA."""
+    if given.gpus_per_run is not None:
+        return given.gpus_per_run
+    return float(given.device != "cpu" and options.resolve_device("auto").type == "cuda")
+
+
+def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (columns, *rows))
+
+
+# --- Command line ---------------------------------------------------------------------------------------
+
+
+def build_parser(experiment: Experiment, name: str) -> Parser:
+    """The options of an experiment."""
+    parser = Parser(prog=f"python -m experiments.{name}", description=experiment.about, allow_abbrev=False)
+    parser.add_argument("action", choices=("plan", "run", "show"), help="list the runs, train them, or show them")
+    which = parser.add_argument_group("which runs").add_argument
+    which("--dataset", default="d4rl", help="d4rl, local, or a folder of HDF5 files (default: %(default)s)")
+    which("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
+    which("--scale", type=float, default=1.0, help="share of the gradient steps: 0.01 is a rehearsal of everything")
+    which("--seeds", default=experiment.seeds, help="0-4 or 0,3,7 (default: %(default)s)")
+    which("--algos", nargs="+", default=list(experiment.algos), choices=list(AGENTS), metavar="ALGO",
+          help=f"of {', '.join(AGENTS)} (default: {' '.join(experiment.algos)})")  # fmt: skip
+    which("--tasks", nargs="+", default=list(experiment.tasks), metavar="TASK", help="(default: the artefact's)")
+    which("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
+    how = parser.add_argument_group("how to run them").add_argument
+    how("--device", default="auto", help="as for run.py (default: %(default)s)")
+    how("--execution", default="auto", help="as for run.py (default: %(default)s)")
+    how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
+    how("--threads", type=int, help="CPU threads of a run")
+    how("--split_seeds", action="store_true", help="a run a seed, instead of all seeds in one process")
+    how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: one by one)")
+    how("--workers", type=int, default=0, help="with --ray local: runs at once (default: as many as the CPUs hold)")
+    how("--cpus_per_run", type=float, default=1.0, help="with --ray (default: %(default)s)")
+    how(
+        "--gpus_per_run", type=float, help="with --ray: 0.25 lets four runs share a GPU (default: 1 where runs use one)"
+    )
+    how("--retries", type=int, default=2, help="new attempts for a run that died (default: %(default)s)")
+    how("--measure", action="store_true", help="plan: time runs whose speed is unknown, on this machine")
+    shown = parser.add_argument_group("how to show them").add_argument
+    shown("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for python -m utils.report")
+    shown("--model_selection", choices=SELECTIONS, default="none", help="as for python -m utils.report")
+    shown("--partial", action="store_true", help="include unfinished runs")
+    shown("--out", type=Path, metavar="DIR", help="write DIR/tables and DIR/figures")
+    shown("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    return parser
+
+
+def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
+    """Run a command line; 2 for what the user can mend."""
+    options.show_warnings_as_lines()
+    try:
+        study = Study(experiment, build_parser(experiment, name).parse_args(argv))
+        return getattr(study, study.given.action)() or 0
+    except UserError as error:
+        print(f"experiments.{name}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,50 @@
+"""Table 2: average scores with 5, 15 and 20 diffusion steps, three seeds. Its runs are those of Figure 3 too.
+
+python -m experiments.table2_diffusion_steps plan|run|show [--help]
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import hyperparameters
+from experiments.common import Experiment, main
+from utils.report.build import Report
+from utils.report.tables import Table
+
+STEPS = (5, 15, 20)
+PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published" / "table2.csv"
+
+
+def averages(report: Report, label: str) -> list[Table]:
+    """Averages over the tasks that were run, beside the paper's over all of them."""
+    with open(PUBLISHED, newline="") as file:
+        paper = {(row["tasks"], row["algorithm"], row["diffusion_steps"]): row["score"] for row in csv.DictReader(file)}
+    lines = []
+    for row in report.rows:
+        found = row.estimates[report.choice.protocol]
+        if row.label != label or not row.name.startswith("average") or found is None:
+            continue
+        group, method = row.name.split(" ")[0], row.method.partition(" diffusion_steps=")
+        score = paper.get((group, "DiffCPS", method[2])) if method[0] == "diffcps" else None
+        difference = f"{found.mean - float(score):+.1f}".replace("-", "−") if score else "–"
+        lines.append([row.name, method[0], method[2], f"{found.mean:.1f}", score or "–", difference])
+    columns = ["tasks", "method", "T", report.choice.protocol, "paper", "difference"]
+    note = "The paper's figure is its average over all tasks of the group, also where fewer were run here."
+    return [Table(f"Table 2: averages by diffusion steps, data: {label}", columns, lines, [note])] if lines else []
+
+
+EXPERIMENT = Experiment(
+    folder="diffusion_steps",
+    about="Table 2 of the paper: average scores with 5, 15 and 20 diffusion steps",
+    tasks=hyperparameters.PAPER_TASKS,
+    seeds="0-2",
+    grid={"diffusion_steps": STEPS},
+    by=("diffusion_steps",),
+    extra=averages,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT, "table2_diffusion_steps", sys.argv[1:]))
