@@ -18,7 +18,7 @@ from agents import AGENTS
 from utils import checkpoint, options, results, sources
 from utils.dataset import Dataset
 from utils.errors import UserError
-from utils.evaluation import environment_rngs, evaluate
+from utils.evaluation import Evaluator
 from utils.execution import Runner, acting, choose_mode
 from utils.log import Bar, SeedLog
 from utils.seeding import torch_generators
@@ -71,9 +71,8 @@ class Run:
         try:
             self.train()
         finally:
-            self.bar.close()
-            for log in self.logs:
-                log.close()
+            for part in (self.evaluator, self.bar, *self.logs):
+                part.close()
         if self.signal:
             self.bar.note(f"stopped at step {self.agent.step}; continue with --resume")
             return 128 + self.signal
@@ -92,25 +91,20 @@ class Run:
             mode, self.why = choose_mode(self.options.execution, device, self.total_steps)
             arguments = (dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
             self.agent = AGENTS[self.options.algo](*arguments)
+            self.agent.step = self.agent.first_step  # below 0 with a pretraining
+            if self.options.load_published:
+                self.agent.load_published(checkpoint.load_named(self.options.load_published))
+                self.agent.step = 0
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.agent.step = self.agent.first_step  # below 0 with a pretraining
-        if self.options.load_published:
-            self.load_published()
         generators = torch_generators(seeds, "training", device)
         self.runner = Runner(self.agent, tuned.to(device), config.batch_size, generators, mode)
         self.acting = torch_generators(seeds, "acting", device)
-        self.act = acting(self.agent, self.runner.mode)
-
-    def load_published(self) -> None:
-        """Start from weights that the published code saved, at step 0."""
-        try:
-            self.agent.load_published(checkpoint.load_named(self.options.load_published))
-        except KeyError as error:
-            raise UserError(f"--load_published needs {error}=FILE too") from error
-        except ValueError as error:
-            raise UserError(f"--load_published: {error}") from error
-        self.agent.step = 0
+        beside = device.type == "cuda" if self.options.eval_async is None else self.options.eval_async
+        snapshot = AGENTS[self.options.algo](*arguments) if beside else None
+        act = acting(snapshot or self.agent, self.runner.mode)
+        fresh = self.options.eval_seeds == "fresh"
+        self.evaluator = Evaluator(self.agent, snapshot, act, self.environments, self.acting, fresh)
 
     def open_folders(self, dataset: Dataset) -> None:
         """Write the configuration, and continue from a checkpoint where that was asked for."""
@@ -129,17 +123,27 @@ class Run:
     # --- The loop ----------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end."""
+        """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end.
+
+        A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal;
+        never while an evaluation is under way, so that every checkpoint is complete.
+        """
         config, saved_at = self.config, time.monotonic()
         while self.agent.step < self.total_steps and not self.signal:
             started = time.perf_counter()
             self.runner.run(config.num_steps_per_epoch)
             self.write_metrics(config.num_steps_per_epoch, started)
             epoch = self.agent.step // config.num_steps_per_epoch
-            due = epoch > 0 and (epoch % config.eval_interval == 0 or self.agent.step >= self.total_steps)
+            last = self.agent.step >= self.total_steps
+            due = epoch > 0 and (epoch % config.eval_interval == 0 or last)
+            arrived = self.collect(wait=due or bool(self.signal))
             if due and self.environments:
-                self.evaluate(epoch)
-            if due or self.signal or time.monotonic() - saved_at > 60 * self.options.checkpoint_interval:
+                self.evaluator.begin()
+                arrived |= self.collect(wait=last or bool(self.signal))
+            if due and self.options.save_best_model:
+                checkpoint.save_published(self.folders, self.agent.published_state(), epoch)
+            late = time.monotonic() - saved_at > 60 * self.options.checkpoint_interval
+            if not self.evaluator.under_way and (arrived or due or late or self.signal):
                 self.save()
                 saved_at = time.monotonic()
 
@@ -152,25 +156,18 @@ class Run:
         shown = {"lambda": means["lambda"].mean()} if "lambda" in means else {}
         self.bar.advance(steps, **shown)
 
-    def evaluate(self, epoch: int) -> None:
-        """Episodes of every seed; a row an episode."""
-        fresh = self.options.eval_seeds == "fresh"
-        rngs = environment_rngs(self.seeds, self.agent.step, fresh)
-        episodes = evaluate(self.act, self.environments, self.seeds, rngs, self.acting, self.device)
+    def collect(self, wait: bool) -> bool:
+        """Log the evaluation that has come in, a row an episode; whether there was one."""
+        if (collected := self.evaluator.collect(wait)) is None:
+            return False
+        step, episodes = collected
         scores = sources.normalized_score(self.options, episodes.returns)
         for k, log in enumerate(self.logs):
-            columns = zip(episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k], strict=True)
-            log.evaluation(self.agent.step, [
-                {"episode": e, "return": float(r), "normalized_score": float(s), "length": int(n), "unstable": int(u)}
-                for e, (r, s, n, u) in enumerate(columns)
-            ])  # fmt: skip
+            log.evaluation(step, episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k])
         self.bar.advance(0, score=float(np.mean(scores)))
         each = f"  (seeds {', '.join(f'{score:.1f}' for score in scores.mean(axis=1))})" if len(scores) > 1 else ""
-        self.bar.note(f"step {self.agent.step:>9,}  normalised score {np.mean(scores):6.1f}{each}")
-        if self.options.save_best_model:
-            for folder, state in zip(self.folders, self.agent.published_state(), strict=True):
-                for network in (name for name, value in state.items() if isinstance(value, dict)):
-                    torch.save(state[network], folder / f"{network}_{epoch}.pth")
+        self.bar.note(f"step {step:>9,}  normalised score {np.mean(scores):6.1f}{each}")
+        return True
 
     # --- State -------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from agents.agent import Adam, Agent, Batch, Draws, Rng, integers, normals
 from agents.diffusion import Diffusion
 from agents.networks import NoiseNetwork, default_init
-from agents.published import policy_weights
+from agents.published import policy_weights, required
 
 __all__ = ["DiffusionBC"]
 
@@ -81,7 +81,7 @@ class DiffusionBC(Agent):
 
         Raises ValueError for missing or misshapen weights, or a policy of another schedule.
         """
-        actor = policy_weights(networks["actor"], self.diffusion.betas)
+        actor = policy_weights(required(networks, "actor"), self.diffusion.betas)
         for seed in range(self.num_seeds):
             self.actor.parameters.load_member(seed, actor)
 

@@ -27,7 +27,7 @@ from agents.agent import (
 )
 from agents.diffusion import Diffusion
 from agents.networks import NoiseNetwork, TwinCritic, default_init
-from agents.published import policy_weights
+from agents.published import policy_weights, required
 
 __all__ = ["DiffusionQL"]
 
@@ -153,13 +153,13 @@ class DiffusionQL(Agent):
         Missing averages are copied from the online networks. Raises ValueError for missing or misshapen weights, or
         a policy of another schedule.
         """
-        actor = policy_weights(networks["actor"], self.diffusion.betas)
+        actor = policy_weights(required(networks, "actor"), self.diffusion.betas)
         ema = policy_weights(networks.get("ema", actor), self.diffusion.betas)
         for seed in range(self.num_seeds):
             self.actor.parameters.load_member(seed, actor)
             self.ema.parameters.load_member(seed, ema)
-            self.critic.load_seed(seed, networks["critic"])
-            self.critic_target.load_seed(seed, networks.get("critic_target", networks["critic"]))
+            self.critic.load_seed(seed, required(networks, "critic"))
+            self.critic_target.load_seed(seed, networks.get("critic_target", required(networks, "critic")))
 
     def published_state(self) -> list[dict[str, Any]]:
         """One dict a seed: `actor`, `critic`, `ema`, `critic_target` by published names."""

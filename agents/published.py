@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["BUFFERS", "policy_weights"]
+__all__ = ["BUFFERS", "policy_weights", "required"]
 
 BUFFERS = frozenset(
     {
@@ -36,3 +36,10 @@ def policy_weights(state: Mapping[str, Tensor], betas: Tensor) -> dict[str, Tens
                 "the saved policy was trained with another noise schedule; set beta_schedule to the one it had"
             )
     return {name: value for name, value in state.items() if name not in BUFFERS}
+
+
+def required(networks: Mapping[str, Mapping[str, Tensor]], name: str) -> Mapping[str, Tensor]:
+    """The weights of one network. Raises ValueError, naming what was given, where it is missing."""
+    if name not in networks:
+        raise ValueError(f"the published weights of {name!r} are missing; given: {', '.join(networks)}")
+    return networks[name]

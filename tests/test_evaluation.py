@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.evaluation import environment_rngs, evaluate
+from agents.networks import Parameters
+from utils.evaluation import Evaluator, environment_rngs, evaluate
 
 
 class Countdown:
@@ -79,3 +80,41 @@ def test_unstable_episodes_are_counted_once() -> None:
         episodes = evaluate(constant, environments, [0, 1], environment_rngs([0, 1], 0, False), [], "cpu")
         assert episodes.unstable.tolist() == [[False, False], [True, False]]
         assert episodes.lengths[1, 0] == 1
+
+
+class Learner:
+    """The least that an evaluator needs of an agent: one weight, which is its action."""
+
+    def __init__(self, weight: float) -> None:
+        self.device, self.seeds, self.step = torch.device("cpu"), [0], 7
+        self.networks = {"policy": Parameters({"a": ()}, 1, "cpu", trainable=False)}
+        self.networks["policy"].flat.fill_(weight)
+
+    def act(self, states: torch.Tensor, rngs: Sequence[torch.Generator], active: torch.Tensor) -> torch.Tensor:
+        return self.networks["policy"].flat.view(1, 1, 1).expand(1, states.shape[1], 1).clone()
+
+
+def test_a_snapshot_keeps_the_weights_of_the_moment() -> None:
+    learner, snapshot = Learner(0.5), Learner(0.0)
+    evaluator = Evaluator(learner, snapshot, snapshot.act, Countdown(3), [], fresh=False)
+    evaluator.begin()
+    learner.networks["policy"].flat.fill_(-9.0)
+    learner.step = 8
+    with pytest.raises(RuntimeError, match="under way"):
+        evaluator.begin()
+    step, episodes = evaluator.collect(wait=True)
+    expected = evaluate(Learner(0.5).act, Countdown(3), [0], environment_rngs([0], 7, False), [], "cpu")
+    assert step == 7 and np.array_equal(episodes.returns, expected.returns)
+    assert evaluator.collect(wait=True) is None and not evaluator.under_way
+    evaluator.close()
+
+
+def test_an_error_in_the_evaluation_is_raised_where_it_is_collected() -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise FloatingPointError("no action")
+
+    evaluator = Evaluator(Learner(0.5), Learner(0.0), broken, Countdown(3), [], fresh=False)
+    evaluator.begin()
+    with pytest.raises(FloatingPointError, match="no action"):
+        evaluator.collect(wait=True)
+    evaluator.close()

@@ -86,6 +86,21 @@ def test_one_seed_is_one_result_and_company_changes_no_batches(tmp_path: Path, d
             assert float(alone[name]) == pytest.approx(float(together[name]), rel=1e-3)
 
 
+@pytest.mark.parametrize("fresh", [[], ["--eval_seeds", "fresh"]])
+def test_evaluating_beside_training_changes_nothing(tmp_path: Path, data: str, fresh: list[str]) -> None:
+    waiting = train(tmp_path / "waiting", data, "--seeds", "0,1", *fresh)
+    beside = train(tmp_path / "beside", data, "--seeds", "0,1", "--eval_async", *fresh)
+    for seed in (0, 1):
+        a, b = waiting / f"seed_{seed}", beside / f"seed_{seed}"
+        assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
+        assert without_speed(a / "metrics.csv") == without_speed(b / "metrics.csv")
+        episodes = {row["step"]: row["return"] for row in rows(a / "evaluations.csv")}
+        assert (len(set(episodes.values())) == 2) and len(episodes) == 2
+    train(tmp_path / "beside", data, "--seeds", "0,1", "--eval_async", "--resume", "--num_epochs", "6", *fresh)
+    steps = [row["step"] for row in rows(beside / "seed_0" / "evaluations.csv")]
+    assert steps == ["20", "20", "40", "40", "60", "60"]
+
+
 @pytest.mark.parametrize("seeds", ["0", "0,4,5"])
 def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, data: str, seeds: str) -> None:
     whole = train(tmp_path / "whole", data, "--seeds", seeds)

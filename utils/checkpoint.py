@@ -17,15 +17,15 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-__all__ = ["join", "load", "load_named", "load_weights", "save", "split"]
+__all__ = ["join", "load", "load_named", "load_weights", "save", "save_published", "split"]
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write to a temporary file, flush to the disk, rename. Raises UserError where the disk refuses."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
+            torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -61,6 +61,14 @@ def load_named(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"weights are given as NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
         named[name] = load_weights(Path(file))
     return named
+
+
+def save_published(folders: Sequence[Path], states: Sequence[Mapping[str, Any]], epoch: int) -> None:
+    """Each seed's weights as the published code saves them: `<network>_<epoch>.pth`, a dict of tensors by name."""
+    for folder, networks in zip(folders, states, strict=True):
+        for name, weights in networks.items():
+            if isinstance(weights, Mapping):
+                save(folder / f"{name}_{epoch}.pth", weights)
 
 
 def split(state: Any, seeds: int) -> list[Any]:

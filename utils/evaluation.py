@@ -6,13 +6,15 @@ Returns stay as they are, an episode a row; every mean and normalised score is m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-__all__ = ["EVAL_SEED_OFFSET", "Episodes", "environment_rngs", "evaluate"]
+__all__ = ["EVAL_SEED_OFFSET", "Episodes", "Evaluator", "environment_rngs", "evaluate"]
 
 EVAL_SEED_OFFSET = 100  # the published code evaluates every time from the environment seed `seed + 100`
 
@@ -87,3 +89,69 @@ def evaluate(
     shape = (num_seeds, episodes)
     unstable = environments.unstable - unstable_before
     return Episodes(returns.reshape(shape), lengths.reshape(shape), unstable.reshape(shape) > 0)
+
+
+class Evaluator:
+    """Evaluates an agent at steps of its training, at once or, with a `snapshot`, beside it in a thread of its own.
+
+    snapshot: a second agent of the same kind, into which the weights are copied when an evaluation begins; None
+    evaluates `agent` itself while the caller waits. Both ways give the same episodes. One evaluation runs at a time.
+    act: how the evaluated agent acts (`utils.execution.acting`). generators: one a seed; what `act` draws from.
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        snapshot: Any | None,
+        act: Policy,
+        environments: Environments,
+        generators: Sequence[torch.Generator],
+        fresh: bool,
+    ) -> None:
+        self.agent, self.snapshot, self.act = agent, snapshot, act
+        self.environments, self.generators, self.fresh = environments, generators, fresh
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
+        self._begun: tuple[int, Future[Episodes]] | None = None
+        on_gpu = snapshot is not None and agent.device.type == "cuda"
+        self._stream = torch.cuda.Stream(agent.device) if on_gpu else None
+
+    def begin(self) -> None:
+        """Start evaluating the agent as it is now. The one before must have been collected."""
+        if self._begun is not None:
+            raise RuntimeError("an evaluation is under way; collect it first")
+        future: Future[Episodes]
+        if self.snapshot is None:
+            future = Future()
+            future.set_result(self._play(self.agent.step))
+        else:
+            with torch.no_grad():
+                for name, parameters in self.agent.networks.items():
+                    self.snapshot.networks[name].flat.copy_(parameters.flat)
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream(self.agent.device))
+            future = self._thread.submit(self._play, self.agent.step)
+        self._begun = (self.agent.step, future)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an evaluation has begun that was not collected yet."""
+        return self._begun is not None
+
+    def collect(self, wait: bool) -> tuple[int, Episodes] | None:
+        """The step and episodes of the evaluation under way; None if there is none, or it is not done and not waited
+        for. An error that the evaluation raised is raised here.
+        """
+        if self._begun is None or not (wait or self._begun[1].done()):
+            return None
+        step, future = self._begun
+        self._begun = None
+        return step, future.result()
+
+    def _play(self, step: int) -> Episodes:
+        rngs = environment_rngs(self.agent.seeds, step, self.fresh)
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            return evaluate(self.act, self.environments, self.agent.seeds, rngs, self.generators, self.agent.device)
+
+    def close(self) -> None:
+        """Wait for what is under way, and end the thread."""
+        self._thread.shutdown()

@@ -73,13 +73,23 @@ class SeedLog:
                 self.board.add_scalar(f"{_group(name)}/{name}", value, step)
             self.board.add_scalar("speed/steps_per_s", steps_per_s, step)
 
-    def evaluation(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One row an episode."""
-        self.evaluations_file.write({"step": step, **row} for row in rows)
+    def evaluation(
+        self,
+        step: int,
+        returns: Sequence[float],
+        scores: Sequence[float],
+        lengths: Sequence[int],
+        unstable: Sequence[bool],
+    ) -> None:
+        """One row an episode; all arguments but the step have one entry an episode."""
+        episodes = zip(returns, scores, lengths, unstable, strict=True)
+        self.evaluations_file.write(
+            dict(zip(EVALUATION_COLUMNS, (step, e, float(r), float(s), int(n), int(u)), strict=True))
+            for e, (r, s, n, u) in enumerate(episodes)
+        )
         if self.board is not None:
-            scores = [row["normalized_score"] for row in rows]
             self.board.add_scalar("evaluation/normalized_score", sum(scores) / len(scores), step)
-            self.board.add_scalar("evaluation/return", sum(row["return"] for row in rows) / len(rows), step)
+            self.board.add_scalar("evaluation/return", sum(returns) / len(returns), step)
             self.board.flush()
 
     @property

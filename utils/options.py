@@ -86,17 +86,31 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
     where.add_argument("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
     where.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    where.add_argument("--backend", default="mujoco", choices=("mujoco", "d4rl"), help="evaluation environments: mujoco "
-                       "(D4RL's physics on the current MuJoCo) or d4rl (the original stack, where it is installed)")  # fmt: skip
-    where.add_argument("--eval_seeds", default="published", choices=("published", "fresh"), help="episode start states: "
-                       "published (seed + 100 every time) or fresh (new ones at every evaluation)")  # fmt: skip
+    where.add_argument(
+        "--backend",
+        default="mujoco",
+        choices=("mujoco", "d4rl"),
+        help="evaluation environments: mujoco (D4RL's physics, current MuJoCo) or d4rl (the original stack)",
+    )
+    where.add_argument(
+        "--eval_seeds",
+        default="published",
+        choices=("published", "fresh"),
+        help="start states: published (seed + 100 at every evaluation) or fresh (new ones each time)",
+    )
+    where.add_argument(
+        "--eval_async",
+        action=argparse.BooleanOptionalAction,
+        help="evaluate in a thread while training goes on (default: on a GPU)",
+    )
     out = parser.add_argument_group("what to leave")
     out.add_argument("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
-    out.add_argument("--save_best_model", action="store_true", help="save the weights under the published names at "
-                     "every evaluation (as published, whose name promises less)")  # fmt: skip
     out.add_argument(
-        "--checkpoint_interval", type=float, default=10.0, help="minutes between checkpoints (%(default)s)"
+        "--save_best_model",
+        action="store_true",
+        help="save the weights under the published names at every evaluation (the published flag does the same)",
     )
+    out.add_argument("--checkpoint_interval", type=float, default=10, help="minutes between checkpoints (%(default)s)")
     out.add_argument("--resume", action="store_true", help="continue the run in this folder from its last checkpoint")
     out.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in this folder")
     out.add_argument("--quiet", action="store_true", help="no progress bar: one line an evaluation")

@@ -22,7 +22,7 @@ def load(given: argparse.Namespace) -> Dataset:
     if given.dataset == "local":
         from utils import local
 
-        return local.load(given.env_name, size=given.local_size)
+        return local.load(given.env_name, size=given.local_size, progress=not given.quiet)
     if _is_minari(given):
         from utils import minari
 
