@@ -17,6 +17,10 @@ from agents.networks import Parameters
 
 __all__ = ["Adam", "Agent", "Rng", "average", "candidates_softmax", "exponentials", "integers", "normals"]
 
+# Candidate actions of all seeds that are computed at once. On one core 2,048 candidates of DTQL take a third of the
+# time per candidate that 65,536 take, and DiffCPS's half of what 16,000 take: their activations stay in the cache.
+CHUNK = {"cpu": 2**11, "gpu": 2**18}
+
 Rng = torch.Generator | Sequence[torch.Generator]
 Batch = Mapping[str, Tensor]
 Draws = Mapping[str, Tensor]
@@ -216,14 +220,27 @@ class Agent:
         noise = self.act_draws(rng, states.shape[1])
         with torch.no_grad():
             if active is None:
-                return self.actions_for(states, noise)
+                return self.actions_in_chunks(states, noise)
             # A fixed number of rows a seed, padded: the batched products need one shape for all seeds.
             rows = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(active.sum(1).max())]
             seeds = torch.arange(states.shape[0], device=rows.device).unsqueeze(1)
-            chosen = self.actions_for(states[seeds, rows], {k: v[seeds, rows] for k, v in noise.items()})
+            chosen = self.actions_in_chunks(states[seeds, rows], {k: v[seeds, rows] for k, v in noise.items()})
             actions = torch.zeros(*states.shape[:2], self.action_dim, device=states.device)
             actions[seeds, rows] = chosen
             return actions * active.unsqueeze(-1)
+
+    def actions_in_chunks(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """`actions_for`, so many states at a time that their candidates fit a CPU's cache and a GPU's memory."""
+        candidates = self.num_seeds * getattr(self.config, "action_candidates", 1)
+        at_once = max(1, CHUNK["cpu" if self.device.type == "cpu" else "gpu"] // candidates)
+        if states.shape[1] <= at_once:
+            return self.actions_for(states, noise)
+        split = {name: value.split(at_once, dim=1) for name, value in noise.items()}
+        parts = [
+            self.actions_for(part.contiguous(), {name: value[i].contiguous() for name, value in split.items()})
+            for i, part in enumerate(states.split(at_once, dim=1))
+        ]
+        return torch.cat(parts, dim=1)
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
         """The random numbers of `act` for N states, each [S, N, ...]."""

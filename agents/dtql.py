@@ -40,11 +40,11 @@ from agents.networks import (
     gradients,
     orthogonal_init,
 )
+from agents.published import required
 
 __all__ = ["DTQL"]
 
 PRETRAINING, TRAINING = 0, 1  # phases
-CHUNK = 2**16  # candidates whose values are computed at once: bounds the memory of acting in many states
 
 
 class DTQL(Agent):
@@ -211,9 +211,7 @@ class DTQL(Agent):
         """
         mean, log_std = self.distill_actor(states)
         actions = self.distill_actor.actions(mean.unsqueeze(2), log_std.unsqueeze(2), noise["noise"])
-        at_once = max(1, CHUNK // (self.num_seeds * actions.shape[2]))
-        pairs = zip(states.split(at_once, dim=1), actions.split(at_once, dim=1), strict=True)
-        values = torch.cat([self.critic_target(s, a.flatten(1, 2)).amin(dim=1) for s, a in pairs], dim=1)
+        values = self.critic_target(states, actions.flatten(1, 2)).amin(dim=1)
         return candidates_softmax(values.view(actions.shape[:3]), actions, noise["exponential"])
 
     # --- Published names ------------------------------------------------------------------------------
@@ -224,14 +222,14 @@ class DTQL(Agent):
         Missing averages (`critic_target`, `distill_actor_target`) are copied from the online networks. Raises
         ValueError for missing or misshapen weights.
         """
-        critic, actor = networks["critic"], networks["distill_actor"]
+        critic, actor = required(networks, "critic"), required(networks, "distill_actor")
         target = networks.get("critic_target", critic)
         for seed in range(self.num_seeds):
             self.critic.load_seed(seed, critic)
             self.value.parameters.load_member(seed, critic)
             self.critic_target.load_seed(seed, target)
             self.value_target.parameters.load_member(seed, target)
-            self.bc_actor.parameters.load_member(seed, networks["bc_actor"])
+            self.bc_actor.parameters.load_member(seed, required(networks, "bc_actor"))
             self.distill_actor.parameters.load_member(seed, actor)
             average_actor = networks.get("distill_actor_target", actor)
             self.distill_actor_target.parameters.load_member(seed, average_actor)

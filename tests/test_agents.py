@@ -254,6 +254,19 @@ def test_only_active_rows_are_computed_and_they_do_not_depend_on_the_others(algo
     assert not some[~active].any()
 
 
+@every_agent
+def test_acting_in_chunks_changes_nothing(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, states = make(algo, [0, 1]), torch.randn(2, 7, STATES)
+    active = torch.tensor([[1, 1, 1, 1, 0, 1], [1, 0, 0, 0, 1, 1]]).bool()
+    whole, some = agent.act(states, rngs([0, 1])), agent.act(states[:, :6], rngs([0, 1]), active)
+    calls, plain = [], agent.actions_for
+    monkeypatch.setattr("agents.agent.CHUNK", {"cpu": 2 * 2 * getattr(agent.config, "action_candidates", 1)})
+    monkeypatch.setattr(agent, "actions_for", lambda states, noise: calls.append(states.shape) or plain(states, noise))
+    torch.testing.assert_close(agent.act(states, rngs([0, 1])), whole, rtol=1e-4, atol=1e-5)
+    assert [shape[1] for shape in calls] == [2, 2, 2, 1]
+    torch.testing.assert_close(agent.act(states[:, :6], rngs([0, 1]), active), some, rtol=1e-4, atol=1e-5)
+
+
 # --- Published names ----------------------------------------------------------------------------------------------
 
 

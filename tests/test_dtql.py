@@ -210,13 +210,6 @@ def test_the_one_step_policy_starts_orthogonal_and_alike_in_company() -> None:
             assert torch.equal(value, state[network][name])
 
 
-def test_acting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, states = small(action_candidates=16), torch.randn(1, 7, 3, generator=torch.Generator().manual_seed(2))
-    whole = agent.act(states, torch.Generator().manual_seed(1))
-    monkeypatch.setattr("agents.dtql.CHUNK", 40)
-    torch.testing.assert_close(agent.act(states, torch.Generator().manual_seed(1)), whole)
-
-
 def test_candidates_are_drawn_by_softmax_of_the_target_critics() -> None:
     """With two candidates a state the share of the first is the sigmoid of the difference of values."""
     agent = small(action_candidates=2)

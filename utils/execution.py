@@ -296,9 +296,9 @@ class CapturedActions:
         side.wait_stream(torch.cuda.current_stream(self.agent.device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
-                self.agent.actions_for(states, noise)
+                self.agent.actions_in_chunks(states, noise)
         torch.cuda.current_stream(self.agent.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            actions = self.agent.actions_for(states, noise)
+            actions = self.agent.actions_in_chunks(states, noise)
         return graph, states, noise, actions
