@@ -105,6 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     runner.run(2 * runner.block)
     synchronize(device)
     warm_up = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None  # dataset and graphs included
     plain = plain_runner(options, config, dataset, device)
     steps = options.steps // runner.block * runner.block or runner.block
     times = []
@@ -116,7 +117,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         runner.metrics()
     plain_rate = 1 / statistics.median(p for p, _ in times)
     rate = 1 / statistics.median(o for _, o in times)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "algo": options.algo,
         "env_name": options.env_name,
@@ -155,8 +155,8 @@ def one_batch(agent: Any, table: Any, batch_size: int, seeds: list[int], device:
 def plain_runner(
     options: argparse.Namespace, config: Any, dataset: Dataset, device: torch.device
 ) -> Callable[[int], None] | None:
-    """A function that runs so many plain steps; None where no plain form is written."""
-    if options.algo not in PLAIN:
+    """A function that runs so many plain steps; None where none is written or wanted."""
+    if options.algo not in PLAIN or not options.plain:
         return None
     learner = PLAIN[options.algo](options.algo, dataset.state_dim, dataset.action_dim, 1.0, config, device)
     learner.step = STEADY
@@ -170,23 +170,29 @@ def plain_runner(
     return run
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    flags.add_argument("--algo", default="diffcps", choices=list(AGENTS))
+    flags.add_argument("--env_name", default="halfcheetah-medium-v2")
+    flags.add_argument("--device", default="auto")
+    flags.add_argument("--execution", default="auto", choices=MODES)
+    flags.add_argument("--seeds", type=int, default=1, help="number of seeds trained at once")
+    flags.add_argument("--threads", type=int)
+    flags.add_argument("--T", type=int)
+    flags.add_argument("--batch_size", type=int)
+    flags.add_argument("--rows", type=int, default=100_000, help="transitions in the random dataset")
+    flags.add_argument("--steps", type=int, default=100, help="steps of ours a repeat")
+    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps a repeat")
+    flags.add_argument("--repeats", type=int, default=5)
+    flags.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="time the plain form too")
+    flags.add_argument("--json", action="store_true")
+    return flags
+
+
 def main(argv: list[str]) -> None:
     """Measure and print, as a few lines or with --json as one object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--algo", default="diffcps", choices=list(AGENTS))
-    parser.add_argument("--env_name", default="halfcheetah-medium-v2")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--execution", default="auto", choices=MODES)
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds trained at once")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--T", type=int)
-    parser.add_argument("--batch_size", type=int)
-    parser.add_argument("--rows", type=int, default=100_000, help="transitions in the random dataset")
-    parser.add_argument("--steps", type=int, default=100, help="steps of ours a repeat")
-    parser.add_argument("--plain_steps", type=int, default=100, help="plain steps a repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     result = measure(options)

@@ -1,0 +1,59 @@
+"""The benchmarks run and print what other programs read; speed itself is not tested here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import evaluation, scaling, table, training
+
+SHORT = ["--device", "cpu", "--execution", "eager", "--rows", "500", "--steps", "20", "--plain_steps", "2",
+         "--repeats", "2", "--batch_size", "8"]  # fmt: skip
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_training_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    training.main([*SHORT, "--seeds", "2", "--json"])
+    result = printed(capsys)
+    keys = {"algo", "env_name", "device", "seeds", "execution", "plain_steps_per_s", "steps_per_s", "seed_steps_per_s"}
+    assert keys <= result.keys() and result["ratio"] > 0
+    assert result["seed_steps_per_s"] == pytest.approx(2 * result["steps_per_s"])
+    (tmp_path / "training_x_here.json").write_text(json.dumps(result))
+    table.main([str(tmp_path), "here"])
+    assert "| diffcps | halfcheetah-medium-v2 | 2 |" in (tmp_path / "training_here.md").read_text()
+
+
+def test_operations_of_a_step_are_counted() -> None:
+    """Matrix products of one DiffCPS step at batch 8, by hand, in multiply-adds of the 256 x 256 layers alone."""
+    counted = training.measure(training.parser().parse_args([*SHORT, "--no-plain"]))["gflop_per_seed_step"] * 1e9
+    layer = 2 * 8 * 256 * 256
+    chain, loss = 5, 1
+    critic_step = chain * 2 + 2 * 2 + 3 * 2 * 2  # target chain; target critics; critics forward and twice backward
+    # Every second step: loss and chain forward and twice backward; one critic forward twice and backward to the action.
+    policy_step = 3 * 2 * (chain + loss) + 2 * 2 + 2
+    by_hand = layer * (critic_step + policy_step / 2)
+    assert 1.0 < counted / by_hand < 1.25  # the narrow first and last layers make up the rest
+
+
+def test_evaluation_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation.main(["--device", "cpu", "--execution", "eager", "--episodes", "2", "--max_steps", "5", "--repeats", "1",
+                     "--plain_episodes", "1", "--env_name", "hopper-medium-v2", "--json"])  # fmt: skip
+    result = printed(capsys)
+    assert result["environment_steps"] == 10
+    assert result["one_at_a_time_s"] > 0 and result["seconds"] > 0 and result["ratio"] > 0
+
+
+def test_scaling_writes_a_table_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "QUICK", {"seeds": (1, 2), "T": (2,), "batch_size": (8,)})
+    scaling.main(["--device", "cpu", "--execution", "eager", "--steps", "20", "--repeats", "1", "--quick", "--rows", "500",
+                  "--out", str(tmp_path), "--name", "here"])  # fmt: skip
+    with open(tmp_path / "scaling_here.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["axis"], r["value"]) for r in rows] == [("seeds", "1"), ("seeds", "2"), ("T", "2"), ("batch_size", "8")]
+    assert (tmp_path / "scaling_here.png").stat().st_size > 5000
