@@ -11,6 +11,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from tests import small
+from utils import execution
 from utils.execution import CapturedActions, Runner, acting, choose_mode
 from utils.seeding import torch_generators
 
@@ -134,6 +135,58 @@ def test_metrics_are_means_over_the_steps_at_which_they_were_due() -> None:
     for name, values in seen.items():
         torch.testing.assert_close(means[name], torch.stack(values).mean(dim=0))
     assert run.metrics() == {}
+
+
+# --- Captured graphs: their logic on the CPU, with a stand-in for the capture itself ---------------
+
+
+@pytest.fixture
+def replayed_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a capture does to the agent, without a device: warm up, put back, then run again at every replay."""
+
+    def captured(run: Any, device: torch.device, restore: Any) -> Any:
+        for _ in range(3):
+            run()
+        restore()
+        return run
+
+    monkeypatch.setattr(execution, "_captured", captured)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.mark.usefixtures("replayed_eagerly")
+@pytest.mark.parametrize("algo", list(AGENTS))
+@pytest.mark.parametrize("start", ["first", "7", "ema"])
+def test_periods_in_fixed_buffers_equal_single_steps(algo: str, start: str) -> None:
+    """From the first step (or pretraining), from within a period, and across the start of the policy's average."""
+    # The short pretraining of DTQL ends within the run.
+    short = {"pretrain_epochs": 1, "num_steps_per_epoch": 40} if algo == "dtql" else {}
+    eager, graph = runner("eager", [0, 3], algo=algo, **short), runner("graph", [0, 3], algo=algo, **short)
+    for run in (eager, graph):
+        run.agent.step = {"first": run.agent.first_step, "7": 7, "ema": 11}[start]
+        run.run(70)
+    assert graph.agent.step == eager.agent.step and graph._graphs
+    assert torch.equal(parameters(eager), parameters(graph))
+    expected, got = eager.metrics(), graph.metrics()
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
+    graph.run(20)  # the sums start anew
+    eager.run(20)
+    torch.testing.assert_close(graph.metrics()["q_mean" if "q_mean" in expected else "bc_loss"],
+                               eager.metrics()["q_mean" if "q_mean" in expected else "bc_loss"])  # fmt: skip
+
+
+@pytest.mark.usefixtures("replayed_eagerly")
+def test_a_captured_policy_reads_its_buffers() -> None:
+    run = runner("eager", [0, 3])
+    act = CapturedActions(run.agent)
+    for seed in range(2):
+        states = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(seed))
+        expected = run.agent.act(states, torch_generators([seed, 3], "acting", "cpu"))
+        assert torch.equal(act(states, torch_generators([seed, 3], "acting", "cpu")), expected)
+        with torch.no_grad():
+            run.agent.networks["actor"].flat.add_(0.01)  # weights that change in place are seen
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

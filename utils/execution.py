@@ -196,46 +196,55 @@ class _CapturedPeriod:
     """One period of gradient steps as a CUDA graph over fixed buffers. Built between two steps of a run."""
 
     def __init__(self, agent: Learner, table: Transitions, indices: Tensor, draws: Mapping[str, Tensor]) -> None:
-        period, first = len(indices), agent.step
+        self.agent, self.table, self.first = agent, table, agent.step
         self.indices = indices.clone()
-        self.draws = {name: value[:period].clone() for name, value in draws.items()}
+        self.draws = {name: value[: len(indices)].clone() for name, value in draws.items()}
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        saved = agent.state_dict()
+        agent.prepare()
 
-        def run() -> None:
-            for k in range(period):
-                batch = table.gather(self.indices[k])
-                metrics = agent.gradient_step(batch, {n: v[k] for n, v in self.draws.items()}, first + k)
+        def restore() -> None:  # warming up trains: put everything back as it was
+            agent.load_state_dict(saved)
+            agent.prepare()
+
+        self._replay = _captured(self._run, agent.device, restore)
+
+    def _run(self) -> None:
+        """The period, as it is captured: what is due follows from the step numbers it was built at."""
+        for total in self.sums.values():
+            total.zero_()
+        self.counts = {}
+        for k, rows in enumerate(self.indices):
+            draws = {name: value[k] for name, value in self.draws.items()}
+            metrics = self.agent.gradient_step(self.table.gather(rows), draws, self.first + k)
+            with torch.no_grad():
                 for name, value in metrics.items():
                     self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
                     self.counts[name] = self.counts.get(name, 0) + 1
 
-        # Warming up trains: put everything back as it was.
-        saved, before = agent.state_dict(), agent.step
-        agent.prepare()
-        side = torch.cuda.Stream(agent.device)
-        side.wait_stream(torch.cuda.current_stream(agent.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                run()
-        torch.cuda.current_stream(agent.device).wait_stream(side)
-        agent.load_state_dict(saved)
-        agent.step = before
-        agent.prepare()
-        self.counts = {}
-        self.graph = torch.cuda.CUDAGraph()
-        # An evaluation in another thread may use the device meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            for total in self.sums.values():
-                total.zero_()
-            run()
-
     def replay(self, indices: Tensor, draws: Mapping[str, Tensor]) -> None:
-        """Run the period on these rows and draws; `sums` holds its metrics' sums afterwards."""
+        """Run the period on these rows and draws; `sums` holds its metrics' sums afterwards, over `counts` steps."""
         self.indices.copy_(indices)
         for name, value in draws.items():
             self.draws[name].copy_(value)
-        self.graph.replay()
+        self._replay()
+
+
+def _captured(run: Callable[[], None], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
+    """`run` as a CUDA graph: a function that replays it. It is run a few times first, then `restore` is called."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            run()
+    torch.cuda.current_stream(device).wait_stream(side)
+    restore()
+    graph = torch.cuda.CUDAGraph()
+    # Another thread may use the device meanwhile: an evaluation beside training.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        run()
+    return graph.replay
 
 
 def _compiled(agent: Any, names: Sequence[str], trial: Callable[[], None], dynamic: bool) -> bool:
@@ -275,30 +284,33 @@ class CapturedActions:
 
     def __init__(self, agent: Any) -> None:
         self.agent = agent
-        self._graphs: dict[tuple[int, ...], tuple[Any, Tensor, dict[str, Tensor], Tensor]] = {}
+        self._policies: dict[int, _CapturedPolicy] = {}
 
     def __call__(self, states: Tensor, rng: Sequence[torch.Generator], active: Tensor | None = None) -> Tensor:
-        """As `agent.act`; `active` is ignored, since a captured policy computes every row."""
+        """As `agent.act`; `active` is not used, since a captured policy computes every row."""
         noise = self.agent.act_draws(rng, states.shape[1])
-        if tuple(states.shape) not in self._graphs:
-            self._graphs[tuple(states.shape)] = self._capture(states.clone(), noise)
-        graph, fixed_states, fixed_noise, actions = self._graphs[tuple(states.shape)]
-        fixed_states.copy_(states)
-        for name, value in noise.items():
-            fixed_noise[name].copy_(value)
-        graph.replay()
-        return actions
+        if states.shape[1] not in self._policies:
+            self._policies[states.shape[1]] = _CapturedPolicy(self.agent, states, noise)
+        return self._policies[states.shape[1]](states, noise)
 
-    @torch.no_grad()
-    def _capture(self, states: Tensor, noise: dict[str, Tensor]) -> tuple[Any, Tensor, dict[str, Tensor], Tensor]:
-        noise = {name: value.clone() for name, value in noise.items()}
-        side = torch.cuda.Stream(self.agent.device)
-        side.wait_stream(torch.cuda.current_stream(self.agent.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self.agent.actions_in_chunks(states, noise)
-        torch.cuda.current_stream(self.agent.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            actions = self.agent.actions_in_chunks(states, noise)
-        return graph, states, noise, actions
+
+class _CapturedPolicy:
+    """The policy for one number of states as a CUDA graph over fixed buffers."""
+
+    def __init__(self, agent: Any, states: Tensor, noise: Mapping[str, Tensor]) -> None:
+        self.states = states.clone()
+        self.noise = {name: value.clone() for name, value in noise.items()}
+        self.actions = torch.zeros(*states.shape[:2], agent.action_dim, device=states.device)
+
+        def run() -> None:
+            with torch.no_grad():
+                self.actions.copy_(agent.actions_in_chunks(self.states, self.noise))
+
+        self._replay = _captured(run, agent.device, restore=lambda: None)
+
+    def __call__(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        self.states.copy_(states)
+        for name, value in noise.items():
+            self.noise[name].copy_(value)
+        self._replay()
+        return self.actions.clone()
