@@ -4,7 +4,8 @@
 
 Writes ``results/tables/local_sets.csv`` and ``.md``: rows, episodes, the behaviours' normalised mean returns, SHA-256,
 and how long collecting took. Sets are collected anew into ``--dir``, one after another. ``cpu_seconds`` is the
-processor time of all threads: what one free core would take.
+processor time of all threads: what one free core would take. Sets that the table has and ``--env_names`` leaves out
+stay in it.
 """
 
 from __future__ import annotations
@@ -67,8 +68,14 @@ def describe_set(env_name: str, size: int, seed: int, folder: Path) -> dict[str,
 
 
 def write_tables(rows: Sequence[dict[str, Any]], folder: Path, machine: str) -> None:
-    """``local_sets.csv`` and ``local_sets.md`` in ``folder``."""
+    """``local_sets.csv`` and ``.md`` in ``folder``; sets that are in that table and not in ``rows`` stay."""
     folder.mkdir(parents=True, exist_ok=True)
+    kept: list[dict[str, Any]] = []
+    if (folder / "local_sets.csv").exists():
+        with open(folder / "local_sets.csv", newline="") as file:
+            kept = list(csv.DictReader(file))
+    by_name = {row["env_name"]: row for row in [*kept, *rows]}
+    rows = [by_name[name] for name in local.ids() if name in by_name]
     with open(folder / "local_sets.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -101,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/tables"))
     parser.add_argument("--machine", default="this machine", help="what the table's heading says")
     args = parser.parse_args(arguments)
-    rows = [describe_set(name, args.size, args.seed, args.dir) for name in args.env_names]
-    write_tables(rows, args.out, args.machine)
+    for name in args.env_names:
+        write_tables([describe_set(name, args.size, args.seed, args.dir)], args.out, args.machine)
     print((args.out / "local_sets.md").read_text())
 
 

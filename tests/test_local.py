@@ -326,7 +326,8 @@ def test_the_table_of_local_sets(tmp_path: Path) -> None:
     rows = [
         local_sets.describe_set(name, 1200, 0, tmp_path) for name in ("hopper-medium-v2", "hopper-medium-expert-v2")
     ]
-    local_sets.write_tables(rows, tmp_path / "tables", "a test")
+    local_sets.write_tables(rows[1:], tmp_path / "tables", "a test")
+    local_sets.write_tables(rows[:1], tmp_path / "tables", "a test")
     text = (tmp_path / "tables" / "local_sets.md").read_text()
     assert text.count("\n| hopper") == 2 and "not D4RL's files" in text
     with h5py.File(local.local_file("hopper-medium-v2", 1200, 0, tmp_path)) as file:
