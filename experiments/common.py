@@ -22,7 +22,7 @@ from typing import Any
 from agents import AGENTS
 from experiments.data import data_name, missing_data, prepare_data
 from experiments.speed import Speeds
-from experiments.training import Training, continue_run, scaled, seed_list, share_done
+from experiments.training import Training, continue_run, is_complete, scaled, seed_list, share_done
 from utils import options
 from utils.errors import UserError
 from utils.options import Parser
@@ -79,14 +79,20 @@ class Study:
     def __init__(self, experiment: Experiment, given: argparse.Namespace) -> None:
         self.experiment, self.given = experiment, given
         self.base = Path(given.dir).resolve() / experiment.folder / data_name(given)
-        self.trainings = experiment.trainings(given)
-        for training in self.trainings:
-            _ = training.config  # an unknown task or setting is said before anything starts
+        try:
+            self.trainings = experiment.trainings(given)
+            for training in self.trainings:
+                _ = training.config  # an unknown task or setting is said before anything starts
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def done(self, training: Training) -> float:
-        """Share of a training's gradient steps that is done."""
-        shares = [share_done(folder, training.steps) for folder in training.folders(self.base)]
-        return statistics.mean(shares)
+        """Share of a training's gradient steps that is done; below 1 while an evaluation is missing."""
+        trained = training.folders(self.base)
+        share = statistics.mean(share_done(folder, training.steps) for folder in trained)
+        if share < 1 or all(is_complete(f, training.steps) for t in trained for f in self.experiment.evaluated(t)):
+            return share
+        return 0.99
 
     def plan(self) -> None:
         """List the runs, what is done, and the training time that is left at measured speeds."""
@@ -142,7 +148,11 @@ class Study:
         """Tables on the screen, files where asked for."""
         given = self.given
         choice = Choice(SELECTIONS[given.model_selection])
-        report = make_report([self.base], Labels.parse(given.label), choice, self.experiment.by, given.partial,
+        trained = [folder for training in self.trainings for folder in training.folders(self.base)]
+        folders = [folder for one in trained for folder in self.experiment.evaluated(one) if folder.is_dir()]
+        if not folders:
+            raise UserError(f"nothing was run yet in {self.base}; begin with: run")
+        report = make_report(folders, Labels.parse(given.label), choice, self.experiment.by, given.partial,
                              self.experiment.extra)  # fmt: skip
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)

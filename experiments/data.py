@@ -30,7 +30,7 @@ def find_file(folder: Path, env_name: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return (folder / name).resolve()
-    raise UserError(f"no data for {env_name} in {folder} (looked for {', '.join(names)})")
+    raise UserError(f"no data for {env_name} in {folder}: no {' or '.join(names)}")
 
 
 def data_name(given: argparse.Namespace) -> str:

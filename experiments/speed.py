@@ -36,8 +36,7 @@ class Speeds:
         for config in sorted(base.rglob("config.json")) if base.is_dir() else ():
             if (config.parent / "metrics.csv").exists() and (config.parent / "evaluations.csv").exists():
                 self._read(config.parent, found)
-        for key, rates in found.items():
-            self.known[key] = (statistics.median(rates), "earlier runs")
+        self.known |= {key: (statistics.median(rates), "earlier runs") for key, rates in found.items() if rates}
 
     def _read(self, folder: Path, found: dict[tuple[Any, ...], list[float]]) -> None:
         run = read_run(folder, Labels())

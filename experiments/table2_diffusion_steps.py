@@ -12,7 +12,7 @@ from pathlib import Path
 import hyperparameters
 from experiments.common import Experiment, main
 from utils.report.build import Report
-from utils.report.tables import Table
+from utils.report.tables import Table, signed
 
 STEPS = (5, 15, 20)
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published" / "table2.csv"
@@ -29,7 +29,7 @@ def averages(report: Report, label: str) -> list[Table]:
             continue
         group, method = row.name.split(" ")[0], row.method.partition(" diffusion_steps=")
         score = paper.get((group, "DiffCPS", method[2])) if method[0] == "diffcps" else None
-        difference = f"{found.mean - float(score):+.1f}".replace("-", "−") if score else "–"
+        difference = signed(found.mean - float(score)) if score else "–"
         lines.append([row.name, method[0], method[2], f"{found.mean:.1f}", score or "–", difference])
     columns = ["tasks", "method", "T", report.choice.protocol, "paper", "difference"]
     note = "The paper's figure is its average over all tasks of the group, also where fewer were run here."

@@ -62,10 +62,7 @@ def make_run(
         for half, part in enumerate((loss - 0.01, loss + 0.01)):
             values = dict.fromkeys(METRICS[algo], 1.0) | {METRICS[algo][0]: part}
             log.metrics(20 * i + 10 * (half + 1), values, 100.0)
-        log.evaluation(20 * (i + 1), [
-            {"episode": e, "return": 0.0, "normalized_score": score + d, "length": 5, "unstable": 0}
-            for e, d in enumerate((-1.0, 1.0))
-        ])  # fmt: skip
+        log.evaluation(20 * (i + 1), (0.0, 0.0), (score - 1, score + 1), (5, 5), (False, False))
     log.close()
     return folder
 

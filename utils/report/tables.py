@@ -15,7 +15,7 @@ from utils.report.protocols import PROTOCOLS, TITLES, Index, score
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, interquartile_mean
 
-__all__ = ["Choice", "Estimate", "Published", "Row", "Table", "make_rows", "make_tables", "scores_csv"]
+__all__ = ["Choice", "Estimate", "Published", "Row", "Table", "make_rows", "make_tables", "scores_csv", "signed"]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "table1.csv"
 _V0 = tuple(name for name in hyperparameters.PAPER_TASKS if name.startswith("antmaze"))
@@ -249,7 +249,7 @@ def _protocols(label: str, rows: Sequence[Row], choice: Choice, remarks: Sequenc
     """Every protocol of every row, and how far from the paper."""
     lines = [
         [row.name, row.method, row.steps, row.seeds, *(_mean(row.estimates[p]) for p in PROTOCOLS), _paper(row),
-         _signed(row.difference("last")), _signed(row.difference("best"))]
+         signed(row.difference("last")), signed(row.difference("best"))]
         for row in rows
     ]  # fmt: skip
     columns = ["task", "method", "gradient steps", "seeds", *(TITLES[p] for p in PROTOCOLS), "paper",
@@ -276,16 +276,23 @@ def _origin_note(label: str) -> str:
     return f"Data: {label}, not the official D4RL sets: a difference to the paper measures the data as well."
 
 
+def _number(value: float, form: str = ".1f") -> str:
+    """One decimal, a real minus sign, and no minus before zero."""
+    text = f"{value:{form}}"
+    return text.replace("-", "" if float(text) == 0 else "−")
+
+
 def _mean(value: Estimate | None) -> str:
     if value is None:
         return "–"
-    return f"{value.mean:.1f}" + (f" ± {value.deviation:.1f}" if value.deviation is not None else "")
+    return _number(value.mean) + (f" ± {value.deviation:.1f}" if value.deviation is not None else "")
 
 
 def _interval(value: Estimate | None) -> str:
     if value is None:
         return "–"
-    return f"{value.iqm:.1f}" + (f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval else "")
+    bounds = "" if value.interval is None else f" [{_number(value.interval[0])}, {_number(value.interval[1])}]"
+    return _number(value.iqm) + bounds
 
 
 def _paper(row: Row) -> str:
@@ -294,8 +301,9 @@ def _paper(row: Row) -> str:
     return f"{row.paper:.1f}" + (f" ± {row.paper_deviation:.1f}" if row.paper_deviation is not None else "")
 
 
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f}".replace("-", "−")
+def signed(value: float | None) -> str:
+    """A difference: with its sign, "–" for None."""
+    return "–" if value is None else _number(value, "+.1f")
 
 
 def scores_csv(rows: Iterable[Row]) -> str:
