@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils import d4rl, sources
+from agents import AGENTS
+from utils import d4rl, options, sources
 from utils.errors import UserError
 
 __all__ = ["data_flags", "data_name", "find_file", "missing_data", "prepare_data"]
@@ -59,10 +60,9 @@ def prepare_data(given: argparse.Namespace, tasks: Iterable[str]) -> dict[str, s
     reasons = missing_data(given, tasks)
     if given.dataset not in ("d4rl", "local"):
         return reasons
-    dataset = None if given.dataset == "d4rl" else "local"
     for env_name in dict.fromkeys(tasks):
         try:
-            sources.load(argparse.Namespace(dataset=dataset, env_name=env_name, local_size=given.local_size))
+            sources.load(options.parse(["--env_name", env_name, *data_flags(given, env_name)], AGENTS))
         except UserError as error:
             reasons[env_name] = str(error)
     return reasons

@@ -17,12 +17,12 @@ import hyperparameters
 import run
 from agents import AGENTS
 from experiments import candidates, common, figure3_diffusion_steps, table1, table2_diffusion_steps, training
-from experiments.data import find_file
+from experiments.data import find_file, prepare_data
 from experiments.speed import Speeds
 from experiments.training import Training, continue_run, scaled, share_done
 from tests.small import d4rl_file
 from tests.test_report import make_run
-from utils import options
+from utils import options, sources
 from utils.errors import UserError
 from utils.report.build import make_report
 from utils.report.runs import Labels
@@ -102,6 +102,24 @@ def test_files_are_found_under_three_names(tmp_path):
         assert find_file(tmp_path, "hopper-medium-v2").name == name
     with pytest.raises(UserError, match="no data for antmaze-umaze-v0"):
         find_file(tmp_path, "antmaze-umaze-v0")
+
+
+def test_each_set_is_fetched_once_before_the_runs(monkeypatch):
+    asked = []
+
+    def load(parsed: argparse.Namespace) -> None:
+        asked.append((parsed.env_name, parsed.dataset, parsed.local_size))
+        if parsed.env_name == "walker2d-medium-v2":
+            raise UserError("no policy for it")
+
+    monkeypatch.setattr(sources, "load", load)
+    tasks = ["hopper-medium-v2", "walker2d-medium-v2", "hopper-medium-v2"]
+    chosen = given(table1.EXPERIMENT, "--dataset", "local", "--local_size", "500")
+    assert prepare_data(chosen, tasks) == {"walker2d-medium-v2": "no policy for it"}
+    assert asked == [("hopper-medium-v2", "local", 500), ("walker2d-medium-v2", "local", 500)]
+    asked.clear()
+    prepare_data(given(table1.EXPERIMENT), tasks[:1])
+    assert [entry[:2] for entry in asked] == [("hopper-medium-v2", None)]
 
 
 # --- Continuing -----------------------------------------------------------------------------------------

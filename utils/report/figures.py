@@ -140,24 +140,30 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
     if not drawn:
         return None
     tasks = list(dict.fromkeys(cell.env_name for cell in drawn))
-    figure, grid = plt.subplots(2, len(tasks), figsize=(0.6 + 3.4 * len(tasks), 5.4), squeeze=False, sharex="col")
+    columns = min(COLUMNS, len(tasks))
+    blocks = -(-len(tasks) // columns)
+    size = (0.6 + 3.8 * columns, 0.5 + 4.8 * blocks)
+    figure, grid = plt.subplots(2 * blocks, columns, figsize=size, squeeze=False)
+    pairs = {task: grid[2 * (k // columns) : 2 * (k // columns) + 2, k % columns] for k, task in enumerate(tasks)}
+    for spare in grid[-2:, (len(tasks) - 1) % columns + 1 :].ravel():
+        spare.set_visible(False)
     for cell in drawn:
-        column, look = grid[:, tasks.index(cell.env_name)], style(_number(drawn, cell))
-        column[0].set_title(cell.env_name, fontsize=9)
-        for axes, name in zip(column, ("lambda", "kl_loss"), strict=True):
+        look = style(_number(drawn, cell))
+        for axes, name in zip(pairs[cell.env_name], ("lambda", "kl_loss"), strict=True):
             steps, values = _metric(cell, name)
             label = _name(drawn, cell)
             axes.plot(steps, values.mean(axis=1), label=label, **_every(len(steps), look))
             axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0)
-        for kappa in dict.fromkeys(run.settings["kappa"] for run in cell.runs):
-            column[1].axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
-            column[1].annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
-                               va="bottom", fontsize=7, color="0.25")  # fmt: skip
-    for axes in grid[1]:
-        axes.set_yscale("log")
-        axes.set_xlabel("gradient steps")
-    grid[0][0].set_ylabel("λ")
-    grid[1][0].set_ylabel("denoising loss (KL term)")
+    for task, (above, below) in pairs.items():
+        above.set_title(task, fontsize=9)
+        above.set_ylabel("λ")
+        below.set_yscale("log")
+        below.set_xlabel("gradient steps")
+        below.set_ylabel("denoising loss (KL term)")
+        for kappa in dict.fromkeys(run.settings["kappa"] for c in drawn if c.env_name == task for run in c.runs):
+            below.axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
+            below.annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
+                           va="bottom", fontsize=7, color="0.25")  # fmt: skip
     figure.suptitle(title, fontsize=9)
     return _finish(figure, dict(enumerate(grid.ravel())))
 
