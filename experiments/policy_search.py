@@ -254,11 +254,8 @@ class _SAC:
     def save(self, path: Path) -> None:
         """Atomic: a search that is killed while it writes resumes from the file before."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {
-            "log_alpha": self.log_alpha.detach(),
-            "step": self.step,
-            "memory": self.memory[: self.step].clone(),
-        }  # a slice would save all rows
+        memory = self.memory[: self.step].clone()  # a slice would be saved with all the rows still to come
+        state |= {"log_alpha": self.log_alpha.detach(), "step": self.step, "memory": memory}
         state |= {"rng": self.rng.bit_generator.state, "torch_rng": torch.get_rng_state()}
         temporary = path.with_suffix(".tmp")
         torch.save(state, temporary)
