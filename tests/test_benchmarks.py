@@ -51,8 +51,8 @@ def test_evaluation_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
 
 def test_scaling_writes_a_table_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "QUICK", {"seeds": (1, 2), "T": (2,), "batch_size": (8,)})
-    scaling.main(["--device", "cpu", "--execution", "eager", "--steps", "20", "--repeats", "1", "--quick", "--rows", "500",
-                  "--out", str(tmp_path), "--name", "here"])  # fmt: skip
+    scaling.main(["--device", "cpu", "--execution", "eager", "--steps", "20", "--repeats", "1", "--quick",
+                  "--rows", "500", "--out", str(tmp_path), "--name", "here"])  # fmt: skip
     with open(tmp_path / "scaling_here.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["axis"], r["value"]) for r in rows] == [("seeds", "1"), ("seeds", "2"), ("T", "2"), ("batch_size", "8")]

@@ -45,8 +45,8 @@ def make_environments(given: argparse.Namespace, number: int) -> Any | None:
         return classic.make_lockstep(given.env_name, number)
     if hyperparameters.domain(given.env_name) in ("adroit", "kitchen"):
         warnings.warn(
-            f"{given.env_name} can be evaluated in the original environments only: this run trains without "
-            "evaluation; for scores use --backend d4rl (README: the original stack)",
+            f"{given.env_name} trains without evaluation: that takes the original stack (--backend d4rl, README) with "
+            "d4rl's hand or kitchen environments installed in it",
             stacklevel=2,
         )
         return None
