@@ -20,6 +20,7 @@ from scipy import stats
 
 import hyperparameters
 from utils import results
+from utils.errors import UserError
 from utils.log import SeedLog
 from utils.report import figures, protocols
 from utils.report.__main__ import main
@@ -225,6 +226,17 @@ def test_data_of_different_origin_never_share_a_table(tmp_path, capsys):
     assert "kept for" in capsys.readouterr().err
 
 
+def test_a_label_may_name_a_folder_as_it_is_seen_from_here(tmp_path, monkeypatch):
+    (tmp_path / "sets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    dataset = file_data(str(tmp_path.resolve() / "sets" / "hopper-medium.hdf5"))
+    assert Labels.parse(["rebuilt=sets"]).of(dataset) == "rebuilt"
+    assert Labels.parse(["rebuilt=/elsewhere/sets"]).of(dataset) == f"files in {tmp_path.resolve()}/sets"
+    for wrong in ("rebuilt", "=sets", "local=sets"):
+        with pytest.raises(UserError, match="--label"):
+            Labels.parse([wrong])
+
+
 def test_changed_settings_are_another_method(tmp_path):
     make_run(tmp_path / "a", [50.0])
     make_run(tmp_path / "b", [60.0], diffusion_steps=15)
@@ -311,7 +323,10 @@ def test_an_export_keeps_numbers_and_origin_but_no_path(tmp_path, capsys):
     folder = make_run(tmp_path / "a", [90.0], dataset=file_data("/secret/place/hopper-medium.hdf5"))
     report(capsys, tmp_path / "a", "--label", "rebuilt=/secret", "--export", tmp_path / "kept")
     (config,) = (tmp_path / "kept").rglob("config.json")
-    assert config.parent.relative_to(tmp_path / "kept").as_posix() == "rebuilt/own/diffcps/hopper-medium-v2/seed_0"
+    assert (
+        config.parent.relative_to(tmp_path / "kept").as_posix()
+        == "rebuilt/own-20-steps/diffcps/hopper-medium-v2/seed_0"
+    )
     assert "secret" not in config.read_text() and str(tmp_path) not in config.read_text()
     assert (config.parent / "evaluations.csv").read_bytes() == (folder / "evaluations.csv").read_bytes()
     assert "All protocols, data: rebuilt" in report(capsys, tmp_path / "kept")

@@ -19,7 +19,7 @@ OFFICIAL = ("d4rl", "local")
 
 
 def export(runs: Sequence[SeedRun], target: Path) -> list[Path]:
-    """Copy each run to TARGET/<variant>/<algo>/<env_name>/seed_<k>, without checkpoint and TensorBoard's events.
+    """Copy each run to TARGET/<data>/<variant>/<algo>/<env_name>/seed_<k>, without checkpoint and TensorBoard's events.
 
     `config.json` keeps no path of the machine: of the data's file its name, size, SHA-256 and origin (`label`), so
     that a report made of the copy says "rebuilt" where the original did. Raises UserError where a folder exists
@@ -27,7 +27,8 @@ def export(runs: Sequence[SeedRun], target: Path) -> list[Path]:
     """
     folders = []
     for run in runs:
-        variant = " ".join(f"{name}={value}" for name, value in sorted(run.changed.items()))
+        changed = " ".join(f"{name}={value}" for name, value in sorted(run.changed.items()))
+        variant = f"{changed or 'own'} {run.total_steps} steps"
         folder = target / _file_name(run.label) / _file_name(variant) / run.algo / run.env_name / f"seed_{run.seed}"
         if (folder / "config.json").exists():
             raise UserError(f"{folder} exists already; delete it, or export into another folder")
@@ -58,6 +59,6 @@ def portable(config: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def _file_name(text: str) -> str:
-    """A folder's name for a label or a variant: no separators or blanks; "own" for the task's own settings."""
+    """A folder's name for a label or a variant: no separators or blanks; never empty."""
     kept = "".join(letter if letter.isalnum() or letter in "=.-_" else "-" for letter in text)
-    return kept.strip("-") or "own"
+    return kept.strip("-") or "unnamed"

@@ -40,7 +40,8 @@ class Labels:
                 raise UserError(f"--label takes NAME=PREFIX, such as rebuilt=/data/rebuilt, not {text!r}")
             if name.lower() in ("d4rl", "official", "official d4rl", "local", "minari"):
                 raise UserError(f"--label {text}: the name {name!r} is kept for data that the run itself found there")
-            pairs.append((name, prefix))
+            # A path that is there may be given as it is seen from here; runs keep whole ones.
+            pairs.append((name, str(Path(prefix).resolve()) if Path(prefix).exists() else prefix))
         return cls(tuple(pairs))
 
     def of(self, dataset: Mapping[str, Any]) -> str:
