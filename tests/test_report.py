@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,19 @@ def test_one_line_for_what_cannot_be_read(tmp_path, capsys, damage, message):
     damage(make_run(tmp_path / "a", [10.0]))
     assert main([str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
+    make_run(tmp_path / "a", [10.0])
+    command = [sys.executable, "-m", "utils.report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               cwd=Path(__file__).resolve().parents[1])  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    assert (tmp_path / "out" / "tables" / "scores.csv").exists()
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "a"), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("utils.report: cannot write ")
 
 
 # --- Export ---------------------------------------------------------------------------------------------

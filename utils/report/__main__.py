@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.options import Parser
-from utils.report.build import SELECTIONS, make_report, write, write_page
+from utils.report.build import SELECTIONS, Report, make_report, write, write_page
 from utils.report.export import export
 from utils.report.runs import Labels
 from utils.report.tables import Choice
@@ -42,7 +43,7 @@ def build_parser() -> Parser:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Make what was asked for; print the tables."""
+    """Make what was asked for, files first, and print the tables."""
     if given.top_k is not None and given.top_k < 0:
         raise UserError(f"--top_k must be at least 0, not {given.top_k}")
     choice = Choice(SELECTIONS[given.model_selection], given.top_k, "published" if given.published_index else "right")
@@ -50,27 +51,38 @@ def run(given: argparse.Namespace) -> None:
     report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial)
     for line in report.warnings:
         print(f"note: {line}", file=sys.stderr)
+    done = save(report, given)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))
+    print("\n".join(done))
+
+
+def save(report: Report, given: argparse.Namespace) -> list[str]:
+    """Write the files that were asked for; a line for each. Raises UserError where the disk refuses."""
+    done = []
     try:
         if given.out:
-            print("\n".join(f"wrote {path}" for path in write(report, given.out)))
+            done += [f"wrote {path}" for path in write(report, given.out)]
         if given.html:
             write_page(report, given.html)
-            print(f"wrote {given.html}")
+            done.append(f"wrote {given.html}")
         if given.export:
-            print(f"exported {len(export(report.runs, given.export))} runs to {given.export}")
+            done.append(f"exported {len(export(report.runs, given.export))} runs to {given.export}")
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    return done
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; 2 for what the user can mend."""
     try:
         run(build_parser().parse_args(argv))
+        sys.stdout.flush()
     except UserError as error:
         print(f"utils.report: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # a pager or `head` has seen enough; all files are written by then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
