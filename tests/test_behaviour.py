@@ -252,7 +252,7 @@ def test_cross_entropy_method_improves_the_gait() -> None:
 
 
 def test_command_writes_policies_that_load(tmp_path: Path) -> None:
-    arguments = ["--env", "hopper", "--steps", "15", "--dir", str(tmp_path / "dir"), "--out", str(tmp_path / "out")]
+    arguments = ["--env", "hopper", "--steps", "5", "--dir", str(tmp_path / "dir"), "--out", str(tmp_path / "out")]
     behaviour.main(arguments)
     names = {path.stem for path in (tmp_path / "out" / "hopper").iterdir()}
     assert names == {"medium", "expert", "replay_1", "replay_2", "replay_3", "replay_4"}
