@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from experiments.speed import Speeds
 from experiments.training import Training, continue_run, is_complete, scaled, seed_list, share_done
 from utils import options
 from utils.errors import UserError
+from utils.log import write_json
 from utils.options import Parser
 from utils.report.build import SELECTIONS, Report, make_report, write, write_page
 from utils.report.runs import Labels
@@ -32,6 +34,8 @@ from utils.report.tables import Choice, Table
 from utils.sweep import Function, Job, Outcome, Resources, run_jobs
 
 __all__ = ["Experiment", "build_parser", "main"]
+
+DURATIONS = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -95,29 +99,40 @@ class Study:
         return 0.99
 
     def plan(self) -> None:
-        """List the runs, what is done, and the training time that is left at measured speeds."""
+        """List the runs, what is done, and the time that is left at measured speeds."""
         missing = missing_data(self.given, [training.env_name for training in self.trainings])
         speeds = Speeds(Path(self.given.dir), self.given.device, self.given.measure)
-        total, unknown, rows = 0.0, 0, []
+        took, rows = self.durations(), []
+        left, unknown, trained, spent = 0.0, 0, 0.0, 0.0  # hours; the last two of the runs that are done
         for training in self.trainings:
-            done, config = self.done(training), training.config
-            state = "no data" if training.env_name in missing else f"{100 * done:.0f} %" if done < 1 else "done"
-            rate, source = speeds.get(training.algo, training.env_name, config, len(training.seeds))
-            left = 0.0
-            if state not in ("done", "no data"):
-                unknown += rate is None
-                left = (1 - done) * training.steps / rate / 3600 if rate else 0.0
-            total += left
-            speed = f"{rate:.0f}" if rate else "?"
-            rows.append([training.name, f"{training.steps:,}", state, speed, f"{left:.2f}" if rate else "?", source])
-        columns = ["run", "gradient steps", "state", "steps/s", "hours left", "speed from"]
-        print(_text_table(columns, rows))
+            share, hours = self.done(training), None
+            rate, source = speeds.get(training.algo, training.env_name, training.config, len(training.seeds))
+            if rate is not None:
+                hours = training.steps / rate / 3600
+            if share == 1 and hours is not None and training.name in took:
+                trained, spent = trained + hours, spent + took[training.name] / 3600
+            state = "no data" if training.env_name in missing else "done" if share == 1 else f"{100 * share:.0f} %"
+            is_open = state not in ("no data", "done")
+            unknown += is_open and hours is None
+            left += (1 - share) * hours if is_open and hours is not None else 0.0
+            rows.append([training.name, f"{training.steps:,}", state, f"{rate:.0f}" if rate else "?",
+                         f"{hours:.2f}" if hours is not None else "?", source])  # fmt: skip
+        print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
             print(f"left out: {reason}")
-        print(f"{len(rows)} runs, {total:.1f} hours of training left, one run after the other, evaluations not counted"
-              + (f"; {unknown} runs of unknown speed (--measure times a few hundred steps of each)" if unknown else "")
-              )  # fmt: skip
+        print(f"{len(rows)} runs, {left:.2f} hours of training left, one run after the other")
+        if unknown:
+            print(f"{unknown} runs of unknown speed: --measure times some steps of each kind")
+        if trained:
+            factor = spent / trained
+            print(f"with start and evaluations the runs that are done took {factor:.1f} times their training: about "
+                  f"{factor * left:.2f} hours left")  # fmt: skip
         print(f"results in {self.base}")
+
+    def durations(self) -> dict[str, float]:
+        """Seconds that each run has taken so far, all sweeps together."""
+        path = self.base / "logs" / DURATIONS
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def run(self) -> int:
         """Train what is not complete; 0 if all of it is then."""
@@ -135,6 +150,10 @@ class Study:
         resources = Resources(given.cpus_per_run, gpus_per_run(given), given.workers)
         outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(trainings[job.name]),
                             given.ray, resources, given.retries)  # fmt: skip
+        took = self.durations()
+        took |= {name: took.get(name, 0.0) + outcome.seconds for name, outcome in outcomes.items() if outcome.attempts}
+        logs.mkdir(parents=True, exist_ok=True)
+        write_json(logs / DURATIONS, took)
         return self.summarise(outcomes)
 
     def summarise(self, outcomes: Mapping[str, Outcome]) -> int:

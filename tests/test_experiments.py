@@ -204,7 +204,9 @@ def test_one_experiment_from_plan_to_table(tmp_path, data, capsys):
     code, text = act("show")
     assert code == 2 and "nothing was run yet" in text and text.count("\n") == 1
     code, text = act("plan")
-    assert code == 0 and "no data for walker2d-medium-v2" in text and "1 runs of unknown speed" in text
+    assert (
+        code == 0 and "no data for walker2d-medium-v2" in text and "1 runs of unknown speed" in text and " ? " in text
+    )
     code, text = act("run")
     assert code == 0 and "1 of 1 runs done" in text and "left out: no data for walker2d-medium-v2" in text
     (log,) = tmp_path.rglob("logs/*.txt")
@@ -212,7 +214,8 @@ def test_one_experiment_from_plan_to_table(tmp_path, data, capsys):
     before = log.read_text()
     assert act("run")[0] == 0 and log.read_text() == before  # nothing was begun again
     code, text = act("plan")
-    assert "0.0 hours of training left" in text and " done " in text and "earlier runs" in text
+    assert "0.00 hours of training left" in text and " done " in text and "earlier runs" in text
+    assert "took" in text and "times their training" in text
     code, text = act(
         "show", "--label", f"toy={data}", "--out", str(tmp_path / "out"), "--html", str(tmp_path / "r.html")
     )

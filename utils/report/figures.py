@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, performance_profile, resample
@@ -119,7 +120,7 @@ def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str)
     axes.set_xlabel(setting)
     axes.set_ylabel(f"normalised score [%] ({choice.protocol})")
     axes.set_title(title, fontsize=9)
-    return _finish(figure, {0: axes}, scientific=False)
+    return _finish(figure, {0: axes}, counts=False)
 
 
 def curve(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +233,7 @@ def _name(cells: Sequence[Cell], cell: Cell) -> str:
     return cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)"
 
 
-def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], scientific: bool = True) -> Figure:
+def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts: bool = True) -> Figure:
     """Grids, and one legend below all panels."""
     found: dict[str, object] = {}
     for axes in panels.values():
@@ -240,8 +241,8 @@ def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], scient
         axes.tick_params(labelsize=8, which="both")
         axes.xaxis.label.set_size(9)
         axes.yaxis.label.set_size(9)
-        if scientific:
-            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        if counts:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(3, len(found)), fontsize=8)
