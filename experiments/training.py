@@ -131,6 +131,10 @@ def share_done(folder: Path, total: int) -> float:
 
 
 def _read(folder: Path) -> SeedRun | None:
+    """A seed's run; None where there is none, or none that can be read at this moment."""
     if not (folder / "config.json").exists() or not (folder / "evaluations.csv").exists():
         return None
-    return read_run(folder, Labels())
+    try:
+        return read_run(folder, Labels())
+    except UserError:  # a row is being written, or was when the run was killed: run.py cuts it off when it continues
+        return None

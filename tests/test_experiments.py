@@ -154,6 +154,9 @@ def test_share_done(tmp_path):
     lines = (folder / "evaluations.csv").read_text().splitlines()
     (folder / "evaluations.csv").write_text("\n".join(lines[:-2]) + "\n")
     assert share_done(folder, 60) == 0.99  # trained to the end, but killed before the last evaluation
+    with open(folder / "evaluations.csv", "a") as file:
+        file.write("60,0,")  # half a row, as a reader may find it
+    assert share_done(folder, 60) == 0
     assert share_done(make_run(tmp_path, [1.0, 2.0, 3.0], seed=3), 120) == 0.5  # a shorter run, to be prolonged
 
 
