@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The CPU figures of the README: training of every algorithm and evaluation, with one thread and with two, in about
+# 15 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
+#
+#   bash benchmarks/on_cpu.sh NAME [FOLDER]       NAME: the machine, for the files' names
+#
+# PYTHON names the interpreter (default python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+name=${1:?give the machine a name, such as epyc2}
+out=${2:-results/benchmarks}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+
+step() { # step FILE COMMAND...: keep the JSON that a command prints
+  local file=$1
+  shift
+  echo "== $*"
+  "$python" -m "$@" --json >"$out/$file.tmp"
+  mv "$out/$file.tmp" "$out/$file"
+}
+
+for threads in 1 2; do
+  flags="--device cpu --threads $threads --steps 60 --plain_steps 60"
+  for execution in eager compile; do
+    step "training_diffcps_${execution}_t${threads}_$name.json" benchmarks.training $flags --execution $execution
+  done
+  step "evaluation_t${threads}_$name.json" benchmarks.evaluation --device cpu --threads "$threads"
+done
+for algo in diffusion_ql diffusion_bc dtql; do
+  step "training_${algo}_t1_$name.json" benchmarks.training --device cpu --threads 1 --steps 60 --plain_steps 60 --algo "$algo"
+done
+step "evaluation_antmaze_t2_$name.json" benchmarks.evaluation --device cpu --threads 2 --env_name antmaze-umaze-v0 \
+  --episodes 100 --max_steps 20 --plain_episodes 5
+step "acting_$name.json" benchmarks.acting --device cpu --threads 1
+"$python" -m benchmarks.table "$out" "$name"
