@@ -385,7 +385,7 @@ def page(tmp_path, capsys) -> Path:
     for env_name in ("hopper-medium-v2", "walker2d-medium-v2"):
         for seed in range(2):
             make_run(tmp_path / "a", [10.0, 20.0 + seed], env_name=env_name, seed=seed)
-    make_run(tmp_path / "b", [5.0], dataset={"source": "local", "rows": 9, "label": "<script>"})
+    make_run(tmp_path / "b", [5.0], dataset=file_data("/data/x.hdf5", label="<script>alert(1)</script>"))
     report(capsys, tmp_path, "--html", tmp_path / "page" / "report.html")
     return tmp_path / "page" / "report.html"
 
@@ -393,6 +393,7 @@ def page(tmp_path, capsys) -> Path:
 def test_the_page_stands_alone(page):
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:image/png;base64,|#)', text)
+    assert "<script" not in text and "&lt;script&gt;alert(1)" in text
     assert "url(" not in text and "@import" not in text
     assert text.count("<img ") == 5  # curves, constraint, profile; of the single local run no profile
     assert "average-locomotion (2 of 9)" in text and "seed_1" in text

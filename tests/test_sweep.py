@@ -157,6 +157,13 @@ def test_a_run_does_not_outlive_its_sweep(tmp_path):
     assert len(numbers(tmp_path / "a")) < 1000
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_where_nothing_listens_is_one_line(tmp_path, address):
+    pytest.importorskip("ray", reason="ray is not installed")
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        run_jobs([job(tmp_path, "a", "1")], count, progress, ray=address)
+
+
 def test_on_two_ray_workers_with_one_killed_in_the_middle(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     jobs = [job(tmp_path, "victim", "40", "0.1"), job(tmp_path, "other", "10", "0.1")]

@@ -347,6 +347,7 @@ class OnRay:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         import ray
 
+        _check_address(address)
         self.ray, self.owned = ray, not ray.is_initialized()
         self.slots = sys.maxsize  # Ray keeps the queue
         root = str(Path(__file__).resolve().parents[1])
@@ -399,6 +400,17 @@ class OnRay:
     def close(self) -> None:
         if self.owned:
             self.ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises UserError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}); use --ray local or a running one") from error
 
 
 def _remote_call(function: Function, job: Job, attempt: int, root: str) -> int:
