@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from utils import options
 from utils.errors import UserError
 from utils.log import write_json
 from utils.options import Parser
-from utils.report.build import SELECTIONS, Report, make_report, write, write_page
+from utils.report.build import SELECTIONS, Report, make_report, save
 from utils.report.runs import Labels
 from utils.report.tables import Choice, Table
 from utils.sweep import Function, Job, Outcome, Resources, run_jobs
@@ -175,13 +176,10 @@ class Study:
                              self.experiment.extra)  # fmt: skip
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
+        done = save(report, given.out, given.html, title=self.experiment.about)
         for label in report.labels:
             print("\n".join(table.markdown() for table in report.tables(label)))
-        if given.out:
-            print("\n".join(f"wrote {path}" for path in write(report, given.out)))
-        if given.html:
-            write_page(report, given.html, self.experiment.about)
-            print(f"wrote {given.html}")
+        print("\n".join(done))
 
 
 def gpus_per_run(given: argparse.Namespace) -> float:
@@ -240,7 +238,12 @@ def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
     options.show_warnings_as_lines()
     try:
         study = Study(experiment, build_parser(experiment, name).parse_args(argv))
-        return getattr(study, study.given.action)() or 0
+        code = getattr(study, study.given.action)() or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"experiments.{name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # a pager or `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.options import Parser
-from utils.report.build import SELECTIONS, Report, make_report, write, write_page
-from utils.report.export import export
+from utils.report.build import SELECTIONS, make_report, save
 from utils.report.runs import Labels
 from utils.report.tables import Choice
 
@@ -51,26 +50,10 @@ def run(given: argparse.Namespace) -> None:
     report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial)
     for line in report.warnings:
         print(f"note: {line}", file=sys.stderr)
-    done = save(report, given)
+    done = save(report, given.out, given.html, given.export)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))
     print("\n".join(done))
-
-
-def save(report: Report, given: argparse.Namespace) -> list[str]:
-    """Write the files that were asked for; a line for each. Raises UserError where the disk refuses."""
-    done = []
-    try:
-        if given.out:
-            done += [f"wrote {path}" for path in write(report, given.out)]
-        if given.html:
-            write_page(report, given.html)
-            done.append(f"wrote {given.html}")
-        if given.export:
-            done.append(f"exported {len(export(report.runs, given.export))} runs to {given.export}")
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
-    return done
 
 
 def main(argv: Sequence[str]) -> int:

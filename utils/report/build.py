@@ -11,11 +11,12 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.report import figures
+from utils.report.export import export
 from utils.report.page import Section, make_page, runs_table
 from utils.report.runs import Cell, Labels, SeedRun, find_runs, group
 from utils.report.tables import Choice, Published, Row, Table, make_rows, make_tables, scores_csv
 
-__all__ = ["SELECTIONS", "Report", "make_report", "write", "write_page"]
+__all__ = ["SELECTIONS", "Report", "make_report", "save", "write", "write_page"]
 
 SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}  # --model_selection: the protocol
 
@@ -115,3 +116,28 @@ def write_page(report: Report, path: Path, title: str = "Results") -> None:
     sections = [report.section(label) for label in report.labels]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(make_page(title, sections, report.runs, report.warnings))
+
+
+def save(
+    report: Report,
+    out: Path | None = None,
+    page: Path | None = None,
+    copy: Path | None = None,
+    title: str = "Results",
+) -> list[str]:
+    """Write what is named: tables and figures, the page, the copy of the runs. Returns a line for each.
+
+    Raises UserError where the disk refuses.
+    """
+    done = []
+    try:
+        if out:
+            done += [f"wrote {path}" for path in write(report, out)]
+        if page:
+            write_page(report, page, title)
+            done.append(f"wrote {page}")
+        if copy:
+            done.append(f"exported {len(export(report.runs, copy))} runs to {copy}")
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    return done

@@ -19,7 +19,7 @@ from utils.errors import UserError
 __all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "read_run"]
 
 # How long and how often, not what: these do not make another method.
-LENGTH = ("num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes")
+LENGTH = ("pretrain_epochs", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes")
 # Run options beside the settings that change what a score means, with the value that needs no mention.
 RUN_OPTIONS = {"eval_seeds": "published", "backend": "mujoco", "load_published": None}
 
