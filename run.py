@@ -111,8 +111,7 @@ class Run:
         run = {name: value for name, value in vars(self.options).items() if name not in self.settings}
         described = results.describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": self.runner.mode} for seed in self.seeds]
-        results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
-        if self.options.resume and all((folder / "checkpoint.pt").exists() for folder in self.folders):
+        if results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite):
             self.restore()
         self.logs = [SeedLog(folder, self.agent.METRICS) for folder in self.folders]
         title, first = f"{self.options.algo} {self.options.env_name}", self.agent.first_step
@@ -175,8 +174,9 @@ class Run:
         """A checkpoint a seed."""
         acting = torch.stack([generator.get_state() for generator in self.acting])
         state = {"agent": self.agent.state_dict(), "runner": self.runner.state_dict(), "acting": acting}
-        for folder, log, part in zip(self.folders, self.logs, checkpoint.split(state, len(self.seeds)), strict=True):
-            checkpoint.save(folder / "checkpoint.pt", {**part, "logs": log.positions})
+        parts = zip(self.logs, checkpoint.split(state, len(self.seeds)), strict=True)
+        paths = [folder / "checkpoint.pt" for folder in self.folders]
+        checkpoint.save_all(paths, [{**part, "logs": log.positions} for log, part in parts])
 
     def restore(self) -> None:
         """Continue every seed from its checkpoint, and cut its logs back to that moment."""

@@ -114,6 +114,21 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_resuming_before_the_first_checkpoint_starts_anew(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(tmp_path, data, "--seeds", "0,1")
+    expected = (folder / "seed_0" / "evaluations.csv").read_bytes()
+    (folder / "seed_1" / "checkpoint.pt").unlink()
+    capsys.readouterr()
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--seeds", "0,1", "--resume"]
+    assert "seed_1" in fails(capsys, *arguments)  # never half a run
+    (folder / "seed_0" / "checkpoint.pt").unlink()
+    train(tmp_path, data, "--seeds", "0,1", "--resume")
+    assert (folder / "seed_0" / "evaluations.csv").read_bytes() == expected
+    assert [int(row["step"]) for row in rows(folder / "seed_1" / "metrics.csv")] == [10, 20, 30, 40]
+
+
 def test_sigterm_leaves_a_checkpoint_and_code_143(tmp_path: Path, data: str) -> None:
     command = [sys.executable, "run.py", *TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT]
     endless = ["--num_epochs", "100000", "--execution", "eager"]

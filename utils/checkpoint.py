@@ -17,21 +17,29 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-__all__ = ["join", "load", "load_named", "load_weights", "save", "save_published", "split"]
+__all__ = ["join", "load", "load_named", "load_weights", "save", "save_all", "save_published", "split"]
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write to a temporary file, flush to the disk, rename. Raises UserError where the disk refuses."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
+    save_all([path], [content])
+
+
+def save_all(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> None:
+    """`save` for files that belong together: all are on the disk before the first takes its name."""
+    temporary = [path.with_suffix(path.suffix + ".tmp") for path in paths]
     try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, content in zip(temporary, contents, strict=True):
+            with open(path, "wb") as file:
+                torch.save(dict(content), file)
+                file.flush()
+                os.fsync(file.fileno())
+        for source, path in zip(temporary, paths, strict=True):
+            os.replace(source, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {_first_line(error)}; free some space and run again") from error
+        for path in temporary:
+            path.unlink(missing_ok=True)
+        raise UserError(f"cannot write {paths[0]}: {_first_line(error)}; free some space and run again") from error
 
 
 def load(path: Path) -> dict[str, Any]:

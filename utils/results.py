@@ -70,24 +70,33 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def prepare_folders(
     folders: Sequence[Path], configs: Sequence[Mapping[str, Any]], resume: bool, overwrite: bool
-) -> None:
-    """Make the seeds' folders and write their `config.json`.
+) -> bool:
+    """Make the seeds' folders and write their `config.json`; whether there are checkpoints to continue from.
 
-    Raises UserError where a folder holds a run and neither `resume` nor `overwrite` was asked for, or where the
-    resumed run's settings differ in what would change its numbers.
+    A run that was stopped before its first checkpoint starts anew when it is resumed. Raises UserError where a folder
+    holds a run and neither `resume` nor `overwrite` was asked for, where the resumed run's settings differ in what
+    would change its numbers, or where only some of the seeds have a checkpoint.
     """
     for folder, config in zip(folders, configs, strict=True):
-        if (folder / "config.json").exists() and overwrite:
-            shutil.rmtree(folder)
-        if (folder / "config.json").exists() and not resume:
+        if not (folder / "config.json").exists() or overwrite:
+            continue
+        if not resume:
             raise UserError(f"{folder} holds a run already; use --resume, --overwrite or another --dir")
-        if (folder / "config.json").exists():
-            _check_same(folder, config)
+        _check_same(folder, config)
+    saved = [(folder / "checkpoint.pt").exists() for folder in folders]
+    if resume and any(saved) and not all(saved):
+        without = ", ".join(str(folder) for folder, has in zip(folders, saved, strict=True) if not has)
+        raise UserError(f"no checkpoint in {without}; resume the other seeds apart from these, or use --overwrite")
+    continues = resume and all(saved)
+    for folder, config in zip(folders, configs, strict=True):
+        if (folder / "config.json").exists() and not continues:
+            shutil.rmtree(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config)
         except OSError as error:
             raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+    return continues
 
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
