@@ -8,6 +8,7 @@ domain stands in the domain's row and nowhere else. This file imports nothing of
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -323,12 +324,12 @@ def get(algo: str, env_name: str, **overrides: Any) -> Any:
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    """`value` as the default's type; an integer may stand for a float, nothing else is converted."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise ValueError(f"{name} must be {type(default).__name__}, not {value!r}")
-    return value
+    """`value` as the default's type: any integer for a float or an int, any real for a float, NumPy's too."""
+    wanted = type(default)
+    kinds = {float: numbers.Real, int: numbers.Integral}.get(wanted, wanted)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}")
+    return wanted(value)
 
 
 POSITIVE = (

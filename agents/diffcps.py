@@ -180,7 +180,8 @@ class DiffCPS(Agent):
     def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Weights as the published code saves them (`actor`, `critic`, and perhaps `ema`, `critic_target`).
 
-        Missing averages are copied from the online networks. Raises ValueError for missing or misshapen weights, or
+        Missing averages are copied from the online networks; a `lambda` as `published_state` gives it is taken, which
+        the published code does not save. Raises ValueError for missing or misshapen weights, or
         a policy of another schedule.
         """
         actor = policy_weights(required(networks, "actor"), self.diffusion.betas)
@@ -190,6 +191,8 @@ class DiffCPS(Agent):
             self.ema.parameters.load_member(seed, ema)
             self.critic.load_seed(seed, required(networks, "critic"))
             self.critic_target.load_seed(seed, networks.get("critic_target", required(networks, "critic")))
+        if "lambda" in networks:
+            self.multiplier.flat.fill_(float(networks["lambda"]))
 
     def published_state(self) -> list[dict[str, Any]]:
         """One dict a seed: `actor`, `critic`, `ema`, `critic_target` by published names, and the raw `lambda`."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import hyperparameters
 from agents import AGENTS
+from agents.agent import learning_rate_factor
 from tests import parity
 
 
@@ -68,3 +70,44 @@ def test_recorded_updates_are_reproduced(seeds: int) -> None:
                 expected = recorded[f"after/{network}/{name}"]
                 scale = expected[2]  # the largest entry: a relative bound on near-zero entries says nothing
                 np.testing.assert_allclose(parity.summary(value), expected, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_the_multiplier_goes_out_and_comes_in_with_the_weights() -> None:
+    config = hyperparameters.get("diffcps", "hopper-medium-v2", lambda_init=2.5)
+    first, second = (AGENTS["diffcps"](11, 3, 1.0, config, [seed]) for seed in (0, 1))
+    first.multiplier.flat.fill_(-0.75)  # wound up below lambda_min
+    second.load_published(first.published_state()[0])
+    assert second.published_state()[0]["lambda"].item() == -0.75
+    without = {k: v for k, v in first.published_state()[0].items() if k != "lambda"}
+    third = AGENTS["diffcps"](11, 3, 1.0, config, [2])
+    third.load_published(without)
+    assert third.published_state()[0]["lambda"].item() == 2.5
+
+
+def test_anti_windup_clamps_what_is_stored() -> None:
+    for anti_windup, expected in ((False, -1.0), (True, 0.3)):
+        config = hyperparameters.get(
+            "diffcps", "hopper-medium-v2", lambda_min=0.3, lambda_anti_windup=anti_windup, lambda_learning_rate=1.0
+        )
+        agent = AGENTS["diffcps"](11, 3, 1.0, config, [0])
+        agent.multiplier.flat.fill_(0.0)
+        agent._step_multiplier(torch.tensor([0.0]))  # far under kappa: one step of Adam, of size 1, downwards
+        assert agent.multiplier.flat.item() == pytest.approx(expected, abs=1e-3)
+        assert agent.lambda_().item() == pytest.approx(0.3)
+
+
+def test_the_published_decay_hardly_decays_and_the_full_one_does() -> None:
+    def factor(step: int, **flags: bool) -> float:
+        return learning_rate_factor(hyperparameters.get("diffcps", "hopper-medium-v2", **flags), step)
+
+    assert factor(1_999_999) == 1.0
+    assert factor(49_999, lr_decay=True) == 1.0  # stepped once in 50 epochs
+    assert factor(2_000_000, lr_decay=True) == pytest.approx(0.5 * (1 + np.cos(np.pi * 40 / 2000)))
+    assert factor(1_000_000, lr_decay_full=True) == pytest.approx(0.5)
+    assert factor(2_000_000, lr_decay_full=True) == pytest.approx(0.0, abs=1e-12)
+    config = hyperparameters.get("diffcps", "hopper-medium-v2", lr_decay_full=True)
+    agent = AGENTS["diffcps"](11, 3, 1.0, config, [0])
+    agent.step = 1_000_000
+    agent.prepare()
+    for name, rate in (("actor", 3e-4), ("critic", 3e-4), ("lambda", 3e-5)):
+        assert agent.optimizers[name].rate.item() == pytest.approx(rate / 2, rel=1e-5)
