@@ -121,7 +121,8 @@ class Study:
         print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
             print(f"left out: {reason}")
-        print(f"{len(rows)} runs, {left:.2f} hours of training left, one run after the other")
+        known = " for the runs of known speed" if unknown else ""
+        print(f"{len(rows)} runs, {left:.2f} hours of training left{known}, one run after the other")
         if unknown:
             print(f"{unknown} runs of unknown speed: --measure times some steps of each kind")
         if trained:

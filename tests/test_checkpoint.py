@@ -80,6 +80,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(UserError) as caught:
             checkpoint.load(path)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="damaged or none at all"):
+        checkpoint.load(tmp_path / "cut")
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="not a checkpoint"):
         checkpoint.load(tmp_path / "other.pt")

@@ -168,6 +168,8 @@ def test_mistakes_on_the_command_line_are_one_line_and_code_2(
     assert "is above lambda_max" in fails(capsys, *TASK, "--lambda_min", "5", "--lambda_max", "2")
     assert "exclude each other" in fails(capsys, *TASK, "--lr_decay", "--lr_decay_full")
     assert "--seeds" in fails(capsys, *TASK, "--dataset", data, *here, "--seeds", "3-1")
+    assert "--seed must be at least 0" in fails(capsys, *TASK, "--dataset", data, *here, "--seed", "-1")
+    assert "at least 0 minutes" in fails(capsys, *TASK, "--checkpoint_interval", "-1")
     assert "does not exist" in fails(capsys, *TASK, "--dataset", data, *here, "--device", "cuda:0")
     assert "not 'tpu'" in fails(capsys, *TASK, "--dataset", data, *here, "--device", "tpu")
     assert "no dataset file" in fails(capsys, *TASK, "--dataset", str(tmp_path / "none.hdf5"), *here)

@@ -57,7 +57,8 @@ def load_weights(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways: zip, unpickling, key or end-of-file errors
-        raise UserError(f"{path} cannot be read as a file of weights: {_first_line(error)}") from error
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{path} cannot be read as a file of weights, damaged or none at all ({reason})") from error
 
 
 def load_named(pairs: Sequence[str]) -> dict[str, Any]:

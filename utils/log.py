@@ -115,7 +115,7 @@ class Bar:
     """The progress bar, or with `quiet` a line an evaluation, for logs."""
 
     def __init__(self, total: int, start: int, quiet: bool, title: str) -> None:
-        self._quiet, self._total = quiet, total
+        self._quiet = quiet
         self._bar = tqdm(
             total=total, initial=start, unit="step", desc=title, disable=quiet, dynamic_ncols=True, smoothing=0.1
         )

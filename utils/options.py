@@ -142,6 +142,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
         raise UserError("--resume and --overwrite exclude each other")
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads must be at least 1, not {options.threads}")
+    if not options.checkpoint_interval >= 0:
+        raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
 
 
@@ -160,6 +162,8 @@ def config_table(algo: str, env_name: str, given: dict[str, Any]) -> str:
 
 def parse_seeds(options: argparse.Namespace) -> list[int]:
     """`--seeds 0-4` or `0,3,7`, else `--seed`. Raises UserError for anything else, a repeated or a negative seed."""
+    if options.seeds is None and options.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {options.seed}")
     text = options.seeds if options.seeds is not None else str(options.seed)
     seeds: list[int] = []
     try:
