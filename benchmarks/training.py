@@ -71,10 +71,11 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device) -> float:
-    """Measured float32 matrix-product rate in FLOP/s (no TF32), the best of a few 2048-square products."""
-    x = torch.randn(2048, 2048, device=device)
+    """Measured float32 matrix-product rate in FLOP/s (no TF32), the best of a few square products."""
+    size = 8192 if device.type == "cuda" else 2048  # some 20 ms on a data-centre GPU: far more than the launch
+    x = torch.randn(size, size, device=device)
     best = min(seconds(lambda: x @ x, device) for _ in range(5))
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best
 
 
 def flops_per_step(agent: Any, batch: dict[str, torch.Tensor], draws: dict[str, torch.Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -51,9 +52,32 @@ def test_evaluation_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
 
 def test_scaling_writes_a_table_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "QUICK", {"seeds": (1, 2), "T": (2,), "batch_size": (8,)})
+    monkeypatch.setattr(scaling, "BASE", {"seeds": 1, "T": 2, "batch_size": 8})
     scaling.main(["--device", "cpu", "--execution", "eager", "--steps", "20", "--repeats", "1", "--quick",
                   "--rows", "500", "--out", str(tmp_path), "--name", "here"])  # fmt: skip
     with open(tmp_path / "scaling_here.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["axis"], r["value"]) for r in rows] == [("seeds", "1"), ("seeds", "2"), ("T", "2"), ("batch_size", "8")]
     assert (tmp_path / "scaling_here.png").stat().st_size > 5000
+
+
+def test_scaling_measures_the_shared_point_once_and_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+    clock = [0.0]
+
+    def measured(options: argparse.Namespace) -> dict[str, object]:
+        seen.append((options.seeds, options.T, options.batch_size))
+        clock[0] += 50
+        return dict.fromkeys(scaling.COLUMNS[2:], 1.0)
+
+    monkeypatch.setattr(training, "measure", measured)
+    monkeypatch.setattr(scaling.time, "monotonic", lambda: clock[0])
+    scaling.main(["--minutes", "4", "--quick", "--out", str(tmp_path), "--name", "here"])
+    assert seen == [(1, 5, 256), (2, 5, 256), (4, 5, 256), (1, 10, 256), (1, 5, 64)]
+    clock[0] = 0.0
+    scaling.main(["--minutes", "1", "--quick", "--out", str(tmp_path), "--name", "short"])
+    with open(tmp_path / "scaling_short.csv", newline="") as file:
+        assert [(r["axis"], r["value"]) for r in csv.DictReader(file)] == [("seeds", "1"), ("seeds", "2")]
+    assert (tmp_path / "scaling_short.png").exists()

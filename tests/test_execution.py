@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,6 +189,55 @@ def test_a_captured_policy_reads_its_buffers() -> None:
         assert torch.equal(act(states, torch_generators([seed, 3], "acting", "cpu")), expected)
         with torch.no_grad():
             run.agent.networks["actor"].flat.add_(0.01)  # weights that change in place are seen
+
+
+def test_a_capture_uses_the_device_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with several devices the capture's own default stream would be another device's."""
+    log: list[str] = []
+
+    @contextmanager
+    def entered(name: str) -> Any:
+        log.append(f"enter {name}")
+        yield
+        log.append(f"leave {name}")
+
+    stream = lambda name: SimpleNamespace(name=name, wait_stream=lambda s: log.append(f"{name} waits for {s.name}"))  # noqa: E731
+    stand_ins = {
+        "device": lambda device: entered(str(device)),
+        "Stream": lambda device: stream(f"side of {device}"),
+        "current_stream": lambda device: stream(f"current of {device}"),
+        "stream": lambda s: entered(s.name),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: log.append("replay")),
+        "graph": lambda graph, stream, capture_error_mode: entered(f"capture, {capture_error_mode}, {stream.name}"),
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    replay = execution._captured(lambda: log.append("run"), torch.device("cuda:1"), lambda: log.append("restore"))
+    replay()
+    side, current, capture = "side of cuda:1", "current of cuda:1", "capture, thread_local, side of cuda:1"
+    assert log == [
+        "enter cuda:1", f"{side} waits for {current}",
+        f"enter {side}", "run", "run", "run", f"leave {side}", f"{current} waits for {side}", "restore",
+        f"enter {capture}", "run", f"leave {capture}", "leave cuda:1", "replay",
+    ]  # fmt: skip
+
+
+def test_many_agents_can_be_compiled_one_after_the_other() -> None:
+    """More than the eight forms of one function that PyTorch keeps."""
+    compiled = 0
+
+    def counting(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    for size in range(1, 11):
+        execution.forget_compiled()
+        assert torch.compile(doubled, backend=counting, dynamic=False)(torch.ones(size)).tolist() == [2.0] * size
+    assert compiled == 10
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -8,6 +8,7 @@ until metrics are read. This is the only file that compiles or captures.
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "acting", "choose_mode"]
+__all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "acting", "choose_mode", "forget_compiled"]
 
 MODES = ("auto", "eager", "compile", "graph")
 
@@ -24,6 +25,7 @@ COMPILE_PAYS_FROM = 25_000
 
 _BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
 _WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for
+_CAPTURING = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
 class Learner(Protocol):
@@ -220,7 +222,9 @@ class _CapturedPeriod:
             metrics = self.agent.gradient_step(self.table.gather(rows), draws, self.first + k)
             with torch.no_grad():
                 for name, value in metrics.items():
-                    self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
+                    if name not in self.sums:  # in the warm-up only: what is made here would be captured
+                        self.sums[name] = torch.zeros_like(value)
+                    self.sums[name].add_(value)
                     self.counts[name] = self.counts.get(name, 0) + 1
 
     def replay(self, indices: Tensor, draws: Mapping[str, Tensor]) -> None:
@@ -232,19 +236,32 @@ class _CapturedPeriod:
 
 
 def _captured(run: Callable[[], None], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
-    """`run` as a CUDA graph: a function that replays it. It is run a few times first, then `restore` is called."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
+    """`run` as a CUDA graph: a function that replays it. It is run a few times first, then `restore` is called.
+
+    Warm-up and capture share one stream of `device`: libraries set up their workspaces a stream, and the capture's own
+    default stream belongs to whichever device is current, where a graph for another device would stay empty.
+    """
+    with torch.cuda.device(device):
+        side, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                run()
+        current.wait_stream(side)
+        restore()
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may use the device meanwhile, an evaluation beside training, but not capture.
+        with _CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             run()
-    torch.cuda.current_stream(device).wait_stream(side)
-    restore()
-    graph = torch.cuda.CUDAGraph()
-    # Another thread may use the device meanwhile: an evaluation beside training.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
     return graph.replay
+
+
+def forget_compiled() -> None:
+    """Drop all compiled code of this process, for the next agent.
+
+    PyTorch compiles one method for 8 settings or shapes at most; a ninth agent of a kind would stay uncompiled.
+    """
+    torch.compiler.reset()
 
 
 def _compiled(agent: Any, names: Sequence[str], trial: Callable[[], None], dynamic: bool) -> bool:
@@ -253,7 +270,9 @@ def _compiled(agent: Any, names: Sequence[str], trial: Callable[[], None], dynam
     try:
         for name, function in plain.items():
             setattr(agent, name, torch.compile(function, dynamic=dynamic))
-        trial()
+        with warnings.catch_warnings():  # full float32 is meant: the published numerics
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            trial()
     except Exception as error:  # whatever the compiler tool-chain raises: the run goes on without it
         for name, function in plain.items():
             setattr(agent, name, function)
