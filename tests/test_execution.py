@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperparameters
 from agents import AGENTS
@@ -220,6 +221,34 @@ def test_a_capture_uses_the_device_it_is_for(monkeypatch: pytest.MonkeyPatch) ->
         f"enter {side}", "run", "run", "run", f"leave {side}", f"{current} waits for {side}", "restore",
         f"enter {capture}", "run", f"leave {capture}", "leave cuda:1", "replay",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_nothing_captured_waits_for_the_device(algo: str) -> None:
+    """Operations whose result or size the host must read cannot be captured; none is part of an update or a policy."""
+    waiting = {"_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "equal", "is_nonzero"}
+    seen: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.__name__
+            seen.add(name if name == "repeat_interleave.Tensor" else name.split(".")[0])
+            return function(*args, **(kwargs or {}))
+
+    everything = {"lr_decay": True, "gamma": 1.0} if algo == "dtql" else {}
+    if algo in ("diffcps", "diffusion_ql"):
+        everything = {"max_q_backup": True, "diffusion_steps": 2}
+    run = runner("eager", [0, 3], algo=algo, **everything)
+    run._refill()
+    states, noise = torch.randn(2, 5, 11), run.agent.act_draws(run.generators, 5)
+    with Watch():
+        for k in range(run.agent.period):
+            draws = {name: value[k] for name, value in run._draws.items()}
+            run.agent.gradient_step(run.table.gather(run._indices[k]), draws, k)
+        with torch.no_grad():
+            run.agent.actions_in_chunks(states, noise)
+    assert {"bmm", "_fused_adam_"} <= seen
+    assert not seen & (waiting | {"repeat_interleave.Tensor"})
 
 
 def test_many_agents_can_be_compiled_one_after_the_other() -> None:
