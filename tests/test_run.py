@@ -114,6 +114,15 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_run_whose_rate_decays_cannot_be_lengthened(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, data, "--lr_decay_full", "--num_epochs", "2")
+    capsys.readouterr()
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--lr_decay_full", "--resume"]
+    assert "num_epochs was 2, now 4" in fails(capsys, *arguments)
+
+
 def test_resuming_before_the_first_checkpoint_starts_anew(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

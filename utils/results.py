@@ -105,11 +105,14 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
         old = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is damaged ({error}); use --overwrite or another --dir") from error
+    # A decaying learning rate depends on the length of the run.
+    decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
+    changeable = () if decays else CHANGEABLE
     pairs = [("settings", name) for name in config["settings"]] + [("dataset", "sha256"), ("run", "eval_seeds")]
     differences = [
         f"{name} was {old.get(part, {}).get(name)!r}, now {config[part].get(name)!r}"
         for part, name in pairs
-        if name not in CHANGEABLE and old.get(part, {}).get(name) != config[part].get(name)
+        if name not in changeable and old.get(part, {}).get(name) != config[part].get(name)
     ]
     if differences:
         raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")
