@@ -22,6 +22,26 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(str(recorded.pop("config"))), recorded
 
 
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What every recorded case names, under this project's words; the case's own coefficients come on top."""
+    return {
+        "learning_rate": config["lr"],
+        "critic_learning_rate": config["critic_lr"],
+        "discount": config["discount"],
+        "tau": config["tau"],
+        "ema_decay": config["ema_decay"],
+        "ema_start": config["ema_start"],
+        "ema_interval": config["ema_every"],
+        "batch_size": config["batch_size"],
+    }
+
+
+def chain_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """`settings`, and what DiffCPS and Diffusion-QL share beyond them."""
+    own = {"grad_norm": config["grad_norm"], "max_q_backup": config["max_q_backup"], "diffusion_steps": config["T"]}
+    return settings(config) | own
+
+
 def weights(config: dict[str, Any], rs: np.random.RandomState) -> dict[str, dict[str, torch.Tensor]]:
     """Normal weights scaled by 1 / sqrt(fan in); 64 stands in for a vector's."""
     networks = {}

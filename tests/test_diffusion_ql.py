@@ -21,18 +21,8 @@ def published_config(config: dict[str, Any]) -> Any:
     return hyperparameters.get(
         "diffusion_ql",
         "halfcheetah-medium-v2",
-        learning_rate=config["lr"],
-        critic_learning_rate=config["critic_lr"],
         eta=config["eta"],
-        grad_norm=config["grad_norm"],
-        max_q_backup=config["max_q_backup"],
-        diffusion_steps=config["T"],
-        discount=config["discount"],
-        tau=config["tau"],
-        ema_decay=config["ema_decay"],
-        ema_start=config["ema_start"],
-        ema_interval=config["ema_every"],
-        batch_size=config["batch_size"],
+        **parity.chain_settings(config),
     )
 
 

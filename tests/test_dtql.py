@@ -22,17 +22,10 @@ def published_config(config: dict[str, Any]) -> Any:
     return hyperparameters.get(
         "dtql",
         "halfcheetah-medium-v2",
-        learning_rate=config["lr"],
-        critic_learning_rate=config["critic_lr"],
         alpha=config["alpha"],
         gamma=config["gamma"],
         expectile=config["expectile"],
-        discount=config["discount"],
-        tau=config["tau"],
-        ema_decay=config["ema_decay"],
-        ema_start=config["ema_start"],
-        ema_interval=config["ema_every"],
-        batch_size=config["batch_size"],
+        **parity.settings(config),
     )
 
 
