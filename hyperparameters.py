@@ -40,6 +40,7 @@ class Config:
     lr_decay: bool = False  # as published: ends at 0.999 of the start (DTQL's is stepped every update and ends at zero)
     lr_decay_full: bool = False  # a cosine that ends at zero
     grad_norm: float = 1.0  # every network's gradient is clipped at this norm; 0: no clipping
+    hidden_dim: int = 256  # width of the networks' hidden layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +336,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 POSITIVE = (
     "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
-    "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
+    "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
 )  # fmt: skip
 FRACTIONS = ("discount", "tau", "ema_decay", "expectile")
 NOT_NEGATIVE = ("grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs")

@@ -40,7 +40,7 @@ class DiffusionBC(Agent):
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n = config, self.num_seeds
         self.diffusion = Diffusion(c.beta_schedule, c.diffusion_steps, self.max_action, self.device)
-        self.actor = NoiseNetwork(state_dim, action_dim, c.diffusion_steps, n, self.device)
+        self.actor = NoiseNetwork(state_dim, action_dim, c.diffusion_steps, n, self.device, c.hidden_dim)
         default_init(self.actor.parameters, self.init_generators())
         self.networks = {"actor": self.actor.parameters}
         self.optimizers = {"actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm)}

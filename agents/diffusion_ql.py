@@ -52,8 +52,8 @@ class DiffusionQL(Agent):
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n = config, self.num_seeds
         self.diffusion = Diffusion(c.beta_schedule, c.diffusion_steps, self.max_action, self.device)
-        self.actor = NoiseNetwork(state_dim, action_dim, c.diffusion_steps, n, self.device)
-        self.critic = TwinCritic(state_dim, action_dim, n, self.device)
+        self.actor = NoiseNetwork(state_dim, action_dim, c.diffusion_steps, n, self.device, c.hidden_dim)
+        self.critic = TwinCritic(state_dim, action_dim, n, self.device, c.hidden_dim)
         generators = self.init_generators()
         default_init(self.actor.parameters, generators)
         default_init(self.critic.parameters, generators)

@@ -68,10 +68,10 @@ class DTQL(Agent):
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n = config, self.num_seeds
         self.edm = EDM(c.sigma_min, c.sigma_max, c.sigma_data, c.clip_denoised)
-        self.critic = NormalizedTwinCritic(state_dim, action_dim, n, self.device)
-        self.value = ValueNetwork(state_dim, n, self.device)
-        self.bc_actor = EDMNetwork(state_dim, action_dim, n, self.device)
-        self.distill_actor = TanhGaussian(state_dim, action_dim, self.max_action, n, self.device)
+        self.critic = NormalizedTwinCritic(state_dim, action_dim, n, self.device, c.hidden_dim)
+        self.value = ValueNetwork(state_dim, n, self.device, c.hidden_dim)
+        self.bc_actor = EDMNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
+        self.distill_actor = TanhGaussian(state_dim, action_dim, self.max_action, n, self.device, c.hidden_dim)
         generators = self.init_generators()
         for network in (self.critic, self.value, self.bc_actor):
             default_init(network.parameters, generators)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
+    "MLP",
     "EDMNetwork",
     "Network",
     "NoiseNetwork",
@@ -34,10 +35,11 @@ __all__ = [
     "sinusoidal_embedding",
 ]
 
-HIDDEN = 256  # width of every hidden layer in the published networks
+HIDDEN = 256  # width of every hidden layer in the published networks, and the default of all
 TIME_DIM = 16  # width of the time embedding
 
 Shapes = Mapping[str, Sequence[int]]
+Activation = Callable[[Tensor], Tensor]
 Self = TypeVar("Self", bound="Network")  # typing.Self needs Python 3.11
 
 
@@ -215,19 +217,25 @@ class Network:
 class NoiseNetwork(Network):
     """epsilon(a^i, s, i): the noise in a diffused action. One member a seed.
 
-    Time embedding 16 -> 32 -> 16 with Mish, then three Mish layers of 256 over [action | time | state]. The first of
-    them is applied in parts: the state's part is the same for all steps of a chain and the time's part the same for
-    all rows, so each is computed once (this saves a 14th of the arithmetic and all concatenations).
+    Time embedding 16 -> 32 -> 16 with Mish, then three Mish layers of width H over [action | time | state]. The first
+    of them is applied in parts: the state's part is the same for all steps of a chain and the time's part the same
+    for all rows, so each is computed once (this saves a 14th of the arithmetic and all concatenations).
     """
 
     def __init__(
-        self, state_dim: int, action_dim: int, diffusion_steps: int, seeds: int, device: torch.device | str
+        self,
+        state_dim: int,
+        action_dim: int,
+        diffusion_steps: int,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
     ) -> None:
         self.action_dim = action_dim
         shapes = _layers(["model.time_mlp.1", "model.time_mlp.3"], [TIME_DIM, 2 * TIME_DIM, TIME_DIM])
         mid = [f"model.mid_layer.{i}" for i in (0, 2, 4)]
-        shapes |= _layers(mid, [action_dim + TIME_DIM + state_dim, HIDDEN, HIDDEN, HIDDEN])
-        shapes |= _layers(["model.final_layer"], [HIDDEN, action_dim])
+        shapes |= _layers(mid, [action_dim + TIME_DIM + state_dim, hidden_dim, hidden_dim, hidden_dim])
+        shapes |= _layers(["model.final_layer"], [hidden_dim, action_dim])
         self.parameters = Parameters(shapes, seeds, device)
         steps = torch.arange(diffusion_steps, device=device, dtype=torch.float32)
         self.embedding = sinusoidal_embedding(steps).expand(seeds, -1, -1)
@@ -237,18 +245,18 @@ class NoiseNetwork(Network):
         return weight[:, :, :a], weight[:, :, a : a + TIME_DIM], weight[:, :, a + TIME_DIM :]
 
     def state_part(self, states: Tensor) -> Tensor:
-        """The first layer's share of the state, bias included: [S, B, state_dim] -> [S, B, 256]."""
+        """The first layer's share of the state, bias included: [S, B, state_dim] -> [S, B, H]."""
         return linear(states, self._first_weight()[2], self.parameters["model.mid_layer.0.bias"])
 
     def time_part(self) -> Tensor:
-        """The first layer's share of every diffusion step: [S, T, 256]."""
+        """The first layer's share of every diffusion step: [S, T, H]."""
         p = self.parameters
         hidden = mish(linear(self.embedding, p["model.time_mlp.1.weight"], p["model.time_mlp.1.bias"]))
         embedded = linear(hidden, p["model.time_mlp.3.weight"], p["model.time_mlp.3.bias"])
         return linear(embedded, self._first_weight()[1])
 
     def noise(self, actions: Tensor, condition: Tensor) -> Tensor:
-        """actions [S, B, A], condition [S, B, 256] = state part + time part -> predicted noise [S, B, A]."""
+        """actions [S, B, A], condition [S, B, H] = state part + time part -> predicted noise [S, B, A]."""
         p = self.parameters
         hidden = mish(torch.baddbmm(condition, actions, self._first_weight()[0].mT))
         for layer in ("model.mid_layer.2", "model.mid_layer.4"):
@@ -257,14 +265,24 @@ class NoiseNetwork(Network):
 
 
 class TwinCritic(Network):
-    """Q1 and Q2: each three Mish layers of 256 over [state | action]. Members 2 k and 2 k + 1 are seed k's pair."""
+    """Q1 and Q2: each `layers` hidden layers over [state | action]. Members 2 k and 2 k + 1 are seed k's pair."""
 
     NAMES = ("q1_model", "q2_model")
 
-    def __init__(self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str) -> None:
-        self.state_dim = state_dim
-        sizes = [state_dim + action_dim, HIDDEN, HIDDEN, HIDDEN, 1]
-        self.parameters = Parameters(_layers(["0", "2", "4", "6"], sizes), 2 * seeds, device)
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
+        layers: int = 3,
+        activation: Activation = mish,
+    ) -> None:
+        self.state_dim, self.activation = state_dim, activation
+        names = [str(2 * i) for i in range(layers + 1)]
+        sizes = [state_dim + action_dim, *[hidden_dim] * layers, 1]
+        self.parameters, self._later = Parameters(_layers(names, sizes), 2 * seeds, device), names[1:]
 
     def __call__(self, states: Tensor, actions: Tensor) -> Tensor:
         """states [S, B, state_dim], actions [S, B * R, action_dim] -> values [S, 2, B * R].
@@ -290,10 +308,10 @@ class TwinCritic(Network):
         part = linear(states, weight[:, :, : self.state_dim], p["0.bias"])
         if repeats > 1:
             part = part.repeat_interleave(repeats, dim=1)
-        hidden = mish(torch.baddbmm(part, actions, weight[:, :, self.state_dim :].mT))
-        for layer in ("2", "4"):
-            hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return linear(hidden, p["6.weight"], p["6.bias"]).squeeze(-1)
+        hidden = torch.baddbmm(part, actions, weight[:, :, self.state_dim :].mT)
+        for layer in self._later:
+            hidden = linear(self.activation(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
+        return hidden.squeeze(-1)
 
     def seed_state(self, seed: int) -> dict[str, Tensor]:
         """Seed number `seed`'s pair under the published names."""
@@ -313,10 +331,12 @@ class TwinCritic(Network):
 class NormalizedTwinCritic(TwinCritic):
     """Q1 and Q2 with a layer normalisation before each Mish, as DTQL has them."""
 
-    def __init__(self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str) -> None:
+    def __init__(
+        self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, hidden_dim: int = HIDDEN
+    ) -> None:
         self.state_dim = state_dim
-        shapes = _layers(["0", "3", "6", "9"], [state_dim + action_dim, HIDDEN, HIDDEN, HIDDEN, 1])
-        shapes |= {f"{norm}.{kind}": (HIDDEN,) for norm in (1, 4, 7) for kind in ("weight", "bias")}
+        shapes = _layers(["0", "3", "6", "9"], [state_dim + action_dim, hidden_dim, hidden_dim, hidden_dim, 1])
+        shapes |= {f"{norm}.{kind}": (hidden_dim,) for norm in (1, 4, 7) for kind in ("weight", "bias")}
         self.parameters = Parameters(shapes, 2 * seeds, device)
 
     def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
@@ -331,40 +351,72 @@ class NormalizedTwinCritic(TwinCritic):
         return hidden.squeeze(-1)
 
 
-class ValueNetwork(Network):
-    """V(s): three Mish layers of 256. One member a seed."""
+class MLP(Network):
+    """A chain of linear layers with an activation between them. One member a seed, or `members`.
 
-    def __init__(self, state_dim: int, seeds: int, device: torch.device | str) -> None:
-        names = [f"v_model.{i}" for i in (0, 2, 4, 6)]
-        self.parameters = Parameters(_layers(names, [state_dim, HIDDEN, HIDDEN, HIDDEN, 1]), seeds, device)
+    Weights are named `<prefix>.0`, `<prefix>.2`, ...: the places of the linear layers in an `nn.Sequential`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        members: int,
+        device: torch.device | str,
+        activation: Activation = torch.relu,
+        prefix: str = "net",
+    ) -> None:
+        self.activation = activation
+        self._names = [f"{prefix}.{2 * i}" for i in range(len(sizes) - 1)]
+        self.parameters = Parameters(_layers(self._names, sizes), members, device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [M, B, sizes[0]] -> [M, B, sizes[-1]], no activation at the end."""
+        p = self.parameters
+        for i, layer in enumerate(self._names):
+            x = linear(x if i == 0 else self.activation(x), p[f"{layer}.weight"], p[f"{layer}.bias"])
+        return x
+
+
+class ValueNetwork(MLP):
+    """V(s): `layers` hidden layers. One member a seed."""
+
+    def __init__(
+        self,
+        state_dim: int,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
+        layers: int = 3,
+        activation: Activation = mish,
+    ) -> None:
+        super().__init__([state_dim, *[hidden_dim] * layers, 1], seeds, device, activation, "v_model")
 
     def __call__(self, states: Tensor) -> Tensor:
         """states [S, B, state_dim] -> values [S, B]."""
-        p = self.parameters
-        for layer in ("v_model.0", "v_model.2", "v_model.4"):
-            states = mish(linear(states, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return linear(states, p["v_model.6.weight"], p["v_model.6.bias"]).squeeze(-1)
+        return super().__call__(states).squeeze(-1)
 
 
-class TanhGaussian(Network):
-    """max_action * tanh(mean + deviation * noise) over three ReLU layers of 256. One member a seed."""
+class TanhGaussian(MLP):
+    """max_action * tanh(mean + deviation * noise) over three ReLU layers. One member a seed."""
 
     LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
     MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
 
     def __init__(
-        self, state_dim: int, action_dim: int, max_action: float, seeds: int, device: torch.device | str
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
     ) -> None:
         self.max_action = max_action
-        sizes = [state_dim, HIDDEN, HIDDEN, HIDDEN, 2 * action_dim]
-        self.parameters = Parameters(_layers([f"net.{i}" for i in (0, 2, 4, 6)], sizes), seeds, device)
+        super().__init__([state_dim, hidden_dim, hidden_dim, hidden_dim, 2 * action_dim], seeds, device)
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [S, B, state_dim] -> mean and log deviation before the tanh, each [S, B, A]."""
-        p = self.parameters
-        for layer in ("net.0", "net.2", "net.4"):
-            states = linear(states, p[f"{layer}.weight"], p[f"{layer}.bias"]).relu()
-        mean, log_std = linear(states, p["net.6.weight"], p["net.6.bias"]).chunk(2, dim=-1)
+        mean, log_std = super().__call__(states).chunk(2, dim=-1)
         return mean, log_std.clamp(*self.LOG_STD)
 
     def actions(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
@@ -380,14 +432,16 @@ class TanhGaussian(Network):
 class EDMNetwork(Network):
     """DTQL's raw network F(c_in x, s, ln sigma / 4). One member a seed.
 
-    Time embedding 16 -> 32 -> 16 with Mish, then four layers of 256 over [action | state | time], with Mish after
+    Time embedding 16 -> 32 -> 16 with Mish, then four layers of width H over [action | state | time], with Mish after
     all but the first (as published; DEVIATIONS, last paragraph).
     """
 
-    def __init__(self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str) -> None:
+    def __init__(
+        self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, hidden_dim: int = HIDDEN
+    ) -> None:
         shapes = _layers(["embed.1", "embed.3"], [TIME_DIM, 2 * TIME_DIM, TIME_DIM])
         names = [f"layers.layers.{i}" for i in (0, 1, 3, 5, 7)]
-        shapes |= _layers(names, [action_dim + state_dim + TIME_DIM, HIDDEN, HIDDEN, HIDDEN, HIDDEN, action_dim])
+        shapes |= _layers(names, [action_dim + state_dim + TIME_DIM, *[hidden_dim] * 4, action_dim])
         self.parameters = Parameters(shapes, seeds, device)
 
     def __call__(self, actions: Tensor, states: Tensor, times: Tensor) -> Tensor:

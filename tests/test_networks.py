@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import hyperparameters
+from agents import AGENTS
 from agents.networks import NoiseNetwork, Parameters, TwinCritic, default_init, linear, mish, sinusoidal_embedding
 
 
@@ -123,3 +125,12 @@ def test_noise_network_equals_the_written_out_network() -> None:
             h = F.mish(F.linear(h, p[f"model.mid_layer.{layer}.weight"], p[f"model.mid_layer.{layer}.bias"]))
         expected = F.linear(h, p["model.final_layer.weight"], p["model.final_layer.bias"])
         torch.testing.assert_close(got[seed], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_hidden_dim_is_the_width_of_every_hidden_layer(algo: str) -> None:
+    config = hyperparameters.get(algo, "hopper-medium-v2", hidden_dim=24)
+    agent = AGENTS[algo](11, 3, 1.0, config, seeds=[0])
+    matrices = [s for p in agent.networks.values() for s in p.shapes.values() if len(s) == 2]
+    assert any(24 in shape for shape in matrices) and all(256 not in shape for shape in matrices)
+    assert agent.act(torch.zeros(1, 2, 11), torch.Generator()).shape == (1, 2, 3)

@@ -30,6 +30,7 @@ HELP = {
     "lr_decay": "cosine decay as published: it ends at 0.999 of the start (DTQL: at zero)",
     "lr_decay_full": "cosine decay that ends at zero",
     "grad_norm": "clip every network's gradient at this norm; 0: never",
+    "hidden_dim": "width of the networks' hidden layers",
     "discount": "discount factor",
     "tau": "rate of the target critics' average",
     "max_q_backup": "take the best of 10 next actions in the critics' target",
