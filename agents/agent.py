@@ -7,23 +7,53 @@ waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from agents.networks import Parameters
 
-__all__ = ["Adam", "Agent", "Rng", "average", "candidates_softmax", "exponentials", "integers", "normals"]
+__all__ = [
+    "Adam",
+    "Agent",
+    "Rng",
+    "Transitions",
+    "average",
+    "blocks",
+    "candidates_softmax",
+    "exponentials",
+    "integers",
+    "normals",
+]
 
 # Candidate actions of all seeds that are computed at once. On one core 2,048 candidates of DTQL take a third of the
 # time per candidate that 65,536 take, and DiffCPS's half of what 16,000 take: their activations stay in the cache.
 CHUNK = {"cpu": 2**11, "gpu": 2**18}
 
+# Rows of the whole table that a plan handles at once. The random numbers of a plan are drawn so many rows at a time,
+# so the number is the same on every device and for any number of seeds.
+PLAN_ROWS = 512
+
 Rng = torch.Generator | Sequence[torch.Generator]
 Batch = Mapping[str, Tensor]
 Draws = Mapping[str, Tensor]
+
+
+class Transitions(Protocol):
+    """All N transitions, in file order and without a seeds axis, as `Agent.plan` reads them."""
+
+    size: int
+
+    @property
+    def ends(self) -> Tensor:
+        """[N] bool: the trajectory ends with this transition, by the environment, a time limit or the file's end."""
+        ...
+
+    def block(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Rows start .. stop - 1: states, actions, rewards, next_states, not_dones, each [stop - start, d]."""
+        ...
 
 
 class Adam:
@@ -127,14 +157,24 @@ def candidates_softmax(values: Tensor, actions: Tensor, exponential: Tensor) -> 
     return actions.gather(2, index).squeeze(2)
 
 
+def blocks(size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive blocks of `PLAN_ROWS` of `size` rows, the last one perhaps shorter."""
+    for start in range(0, size, PLAN_ROWS):
+        yield start, min(start + PLAN_ROWS, size)
+
+
 class Agent:
     """Base of all agents. A subclass sets METRICS and writes `draw`, `gradient_step` and `act`.
 
     `networks` and `optimizers` name everything that a checkpoint must hold; both are filled by the constructor.
+    An agent whose batches need numbers made of the whole table (returns along trajectories, say) names them and their
+    widths in `planned`, and writes `plan_step` and `plan`.
     """
 
     METRICS: tuple[str, ...] = ()
     COMPILED: tuple[str, ...] = ()  # names of the losses, (batch, draws) -> (loss [S], metrics), worth compiling
+    # A plan made of networks that no longer change is made again on resume, bit for bit, instead of being saved.
+    PLAN_REPEATS = False
 
     def __init__(
         self,
@@ -153,6 +193,7 @@ class Agent:
         self.step = 0
         self.networks: dict[str, Parameters] = {}
         self.optimizers: dict[str, Adam] = {}
+        self.planned: dict[str, int] = {}
         self._not_due = torch.full((self.num_seeds,), math.nan, device=self.device)
         self._prepared: tuple[float, ...] | None = None
 
@@ -250,6 +291,23 @@ class Agent:
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """The policy as a pure function of states [S, N, state_dim] and the numbers of `act_draws`."""
+        raise NotImplementedError
+
+    # --- Numbers made of the whole table ----------------------------------------------------------------
+
+    def plan_step(self, step: int) -> int | None:
+        """The step just before which the planned columns that `step` reads are made; None where it reads none.
+
+        Depends on the step number alone, never falls, and changes at multiples of `period` only.
+        """
+        return None
+
+    def plan(self, transitions: Transitions, rng: Rng, columns: Mapping[str, Tensor]) -> None:
+        """Fill every column of `planned`, [S, N, width], in place; each batch then holds its rows as [S, B, width].
+
+        Made with the networks as they are, without gradients, some rows at a time (`blocks`) so that memory stays
+        bounded. `rng` is a stream of its own: planning changes no batch and no draw. It may wait for the device.
+        """
         raise NotImplementedError
 
     # --- State ----------------------------------------------------------------------------------------

@@ -150,7 +150,8 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 def one_batch(agent: Any, table: Any, batch_size: int, seeds: list[int], device: torch.device) -> tuple[Any, Any]:
     """A batch and its draws, from generators of their own."""
     generators = torch_generators(seeds, "probe", device)
-    return table.sample(generators, batch_size), agent.draw(generators, batch_size)
+    planned = {n: torch.zeros(len(seeds), batch_size, width, device=device) for n, width in agent.planned.items()}
+    return table.sample(generators, batch_size) | planned, agent.draw(generators, batch_size)
 
 
 def plain_runner(

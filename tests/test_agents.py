@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hyperparameters
 from agents import AGENTS
 from agents.agent import Agent
+from tests import small
+from utils.dataset import Columns
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 16, 0.7
 QUICK = {"ema_start": 2, "action_candidates": 8, "clip_denoised": MAX_ACTION}  # where an agent has them
@@ -32,8 +34,8 @@ def rngs(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
 
 
-def batch(generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-    """A batch a seed, from that seed's generator."""
+def batch(agent: Agent, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """A batch a seed, from that seed's generator; what the agent would plan for itself is random too."""
     rows = []
     for g in generators:
         rows.append(
@@ -43,13 +45,14 @@ def batch(generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
                 "next_states": torch.randn(ROWS, STATES, generator=g),
                 "rewards": torch.randn(ROWS, 1, generator=g),
                 "not_dones": (torch.rand(ROWS, 1, generator=g) > 0.1).float(),
+                **{name: torch.rand(ROWS, width, generator=g) * MAX_ACTION for name, width in agent.planned.items()},
             }
         )
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def train(agent: Agent, generators: Sequence[torch.Generator], steps: int) -> list[dict[str, Tensor]]:
-    return [agent.update(batch(generators), agent.draw(generators, ROWS)) for _ in range(steps)]
+    return [agent.update(batch(agent, generators), agent.draw(generators, ROWS)) for _ in range(steps)]
 
 
 def parameters(agent: Agent) -> dict[str, Tensor]:
@@ -86,7 +89,7 @@ def test_each_metric_is_finite_when_due_and_nan_otherwise(algo: str) -> None:
     for start in starts(agent):
         agent.step, seen = start, []
         for step in range(start, start + 2 * agent.period):
-            one, draws = batch(generators), agent.draw(generators, ROWS)
+            one, draws = batch(agent, generators), agent.draw(generators, ROWS)
             agent.prepare()
             due = agent.gradient_step(one, draws, step)
             agent.step += 1
@@ -150,7 +153,7 @@ def test_clipping_keeps_to_its_own_seed(algo: str) -> None:
     states = []
     for scale in (1.0, 1000.0):
         agent, generators = make(algo, [0, 1], grad_norm=0.5), rngs([0, 1])
-        one, draws = batch(generators), agent.draw(generators, ROWS)
+        one, draws = batch(agent, generators), agent.draw(generators, ROWS)
         one["rewards"][0] *= scale
         one["actions"][0] *= 1 / scale
         for _ in range(2):
@@ -267,6 +270,61 @@ def test_acting_in_chunks_changes_nothing(algo: str, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(agent.act(states[:, :6], rngs([0, 1]), active), some, rtol=1e-4, atol=1e-5)
 
 
+# --- Planned columns ----------------------------------------------------------------------------------------------
+
+
+def planned(agent: Agent, rows: int = 30) -> dict[str, Tensor]:
+    """What the agent plans on a small table, from its seeds' own generators."""
+    table = small.dataset(rows, STATES, ACTIONS).to("cpu")
+    columns = Columns(agent.planned, agent.num_seeds, rows, "cpu")
+    columns.rows.fill_(float("nan"))
+    agent.plan(table, rngs(agent.seeds), columns.views)
+    return columns.views
+
+
+@every_agent
+def test_a_plan_fills_its_columns_and_a_seed_plans_alike_alone_and_in_company(algo: str) -> None:
+    three, alone = make(algo, [0, 1, 2]), make(algo, [1])
+    if not three.planned:
+        assert all(three.plan_step(step) is None for step in (three.first_step, 0, 10**6))
+        return
+    before = parameters(three)
+    for (name, value), single in zip(planned(three).items(), planned(alone).values(), strict=True):
+        assert value.shape == (3, 30, three.planned[name]) and value.isfinite().all()
+        torch.testing.assert_close(value[1:2], single, rtol=1e-4, atol=1e-5, msg=name)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(three).items())
+
+
+@every_agent
+def test_a_plan_does_not_depend_on_how_many_rows_are_handled_at_once(
+    algo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the random numbers, which are drawn block by block: here every draw is the same."""
+    agent = make(algo, [0, 1])
+    if not agent.planned:
+        return
+    same_draws = lambda rng, seeds, steps, shape: torch.full((steps, seeds, *shape), 0.3)  # noqa: E731
+    monkeypatch.setattr(f"{type(agent).__module__}.normals", same_draws, raising=False)
+    whole = {name: value.clone() for name, value in planned(agent).items()}
+    monkeypatch.setattr("agents.agent.PLAN_ROWS", 7)  # several blocks and a short last one
+    for name, value in planned(agent).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@every_agent
+def test_when_to_plan_follows_from_the_step_and_changes_between_periods_only(algo: str) -> None:
+    agent = make(algo, [0], num_steps_per_epoch=20, pretrain_epochs=2)
+    last, period = None, agent.period
+    for step in range(agent.first_step // period * period, 60 // period * period, period):
+        due = {agent.plan_step(within) for within in range(step, step + period)}
+        assert len(due) == 1
+        (at,) = due
+        assert at is None if not agent.planned else at is None or (at <= step and at % period == 0)
+        assert last is None or at >= last
+        last = at
+    assert (last is not None) == bool(agent.planned), "the last phase of training reads what was planned"
+
+
 # --- Published names ----------------------------------------------------------------------------------------------
 
 
@@ -305,7 +363,7 @@ def test_published_weights_that_do_not_fit_are_refused(algo: str) -> None:
 @every_agent
 def test_every_loss_named_in_compiled_is_what_the_update_runs(algo: str) -> None:
     agent, generators = make(algo, [0, 1]), rngs([0, 1])
-    one, draws, called = batch(generators), agent.draw(generators, ROWS), []
+    one, draws, called = batch(agent, generators), agent.draw(generators, ROWS), []
     assert agent.COMPILED
     for name in agent.COMPILED:
         plain = getattr(agent, name)
@@ -340,7 +398,7 @@ def test_the_update_never_waits_for_the_device(algo: str) -> None:
     for start in starts(agent):
         agent.step = start
         for _ in range(agent.period):
-            one, draws = batch(generators), agent.draw(generators, ROWS)
+            one, draws = batch(agent, generators), agent.draw(generators, ROWS)
             agent.prepare()
             with NoWaiting():
                 agent.gradient_step(one, draws, agent.step)

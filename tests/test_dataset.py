@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from utils import dataset as dataset_module
-from utils.dataset import REWARD_TUNES, Dataset, tune_rewards
+from utils.dataset import REWARD_TUNES, Columns, Dataset, tune_rewards
 from utils.errors import UserError
 
 
@@ -152,6 +152,38 @@ def test_gather_returns_the_rows_of_each_seed():
         expected = getattr(data, name)[indices.numpy()]
         assert tuple(found.shape) == expected.shape == (2, 3, expected.shape[-1])
         np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_blocks_are_the_rows_by_name():
+    data = make_dataset()
+    for name, found in data.to("cpu").block(7, 20).items():
+        np.testing.assert_array_equal(found.numpy(), getattr(data, name)[7:20])
+
+
+@pytest.mark.parametrize("at_once", [3, 1 << 16])
+def test_a_trajectory_ends_at_a_terminal_at_a_gap_and_with_the_file(at_once, monkeypatch):
+    monkeypatch.setattr(dataset_module, "_ROWS_AT_ONCE", at_once)
+    # Two trajectories 0-1-2-3 | (its row at the time limit dropped) 10-11-12 x, and one that goes on to the file's end.
+    states = np.array([[0.0], [1], [2], [10], [11], [20], [21]])
+    next_states = np.array([[1.0], [2], [3], [11], [12], [21], [22]])
+    not_dones = np.array([[1.0], [1], [1], [1], [0], [1], [1]])
+    data = Dataset(states, states, states, next_states, not_dones, "x", "y")
+    assert data.to("cpu").ends.tolist() == [False, False, True, False, True, False, True]
+    # A terminal ends a trajectory even where the next row begins in the same state: a bandit's rows.
+    bandit = Dataset(states * 0, states, states, states * 0, not_dones * 0, "x", "y")
+    assert bandit.to("cpu").ends.all()
+
+
+def test_columns_are_gathered_seed_by_seed_and_written_in_place():
+    columns = Columns({"returns": 1, "support": 3}, seeds=2, size=5, device="cpu")
+    where = columns.rows.data_ptr()
+    columns.views["returns"].copy_(torch.arange(10.0).view(2, 5, 1))
+    columns.views["support"][1, 4] = torch.tensor([7.0, 8.0, 9.0])
+    batch = columns.gather(torch.tensor([[0, 4, 4, 1], [4, 0, 3, 3]]))
+    assert batch["returns"].shape == (2, 4, 1) and batch["support"].shape == (2, 4, 3)
+    assert batch["returns"][..., 0].tolist() == [[0, 4, 4, 1], [9, 5, 8, 8]]
+    assert batch["support"][1, 0].tolist() == [7, 8, 9] and not batch["support"][0].any()
+    assert columns.rows.data_ptr() == where
 
 
 def test_gather_into_a_fixed_buffer():

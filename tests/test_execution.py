@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperparameters
 from agents import AGENTS
+from agents.agent import normals
 from tests import small
-from utils import execution
+from utils import checkpoint, execution
+from utils.errors import UserError
 from utils.execution import CapturedActions, Runner, acting, choose_mode
 from utils.seeding import torch_generators
 
@@ -140,6 +143,129 @@ def test_metrics_are_means_over_the_steps_at_which_they_were_due() -> None:
     assert run.metrics() == {}
 
 
+# --- Numbers made of the whole table ---------------------------------------------------------------
+
+
+class Planner(AGENTS["diffusion_bc"]):
+    """Behaviour cloning with a planned column: where the policy's weights stand, plus noise; weights its loss."""
+
+    READS = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.planned = {"mark": 1, "index": 1}
+        self.plans: list[int] = []
+
+    @property
+    def period(self) -> int:
+        return 4
+
+    def plan_step(self, step: int) -> int | None:
+        return None if step < 8 else step // 16 * 16 if step >= 16 else 8
+
+    def plan(self, transitions: Any, rng: Any, columns: Any) -> None:
+        self.plans.append(self.step)
+        noise = normals(rng, self.num_seeds, 1, (transitions.size, 1))[0]
+        columns["mark"].copy_(noise + self.actor.parameters.flat.square().mean(dim=1).view(-1, 1, 1))
+        columns["index"].copy_(torch.arange(transitions.size).view(1, -1, 1))
+
+    def policy_loss(self, batch: Any, draws: Any) -> Any:
+        loss, metrics = super().policy_loss(batch, draws)
+        return (loss * (1 + batch["mark"].mean(dim=(1, 2))) if self.READS else loss), metrics
+
+
+class RepeatingPlanner(Planner):
+    """Its plan is made once, of a network that does not move afterwards: the initial one."""
+
+    PLAN_REPEATS = True
+
+    def plan_step(self, step: int) -> int | None:
+        return None if step < 8 else 8
+
+    def plan(self, transitions: Any, rng: Any, columns: Any) -> None:
+        super().plan(transitions, rng, columns)
+        columns["mark"].copy_(normals(rng, self.num_seeds, 1, (transitions.size, 1))[0])
+
+
+def planning(mode: str, seeds: list[int], kind: type[Planner] = Planner, rows: int = 400) -> Runner:
+    agent = kind(11, 3, 1.0, hyperparameters.get("diffusion_bc", "hopper-medium-v2"), seeds)
+    table = small.dataset(rows).to("cpu")
+    return Runner(agent, table, 32, torch_generators(seeds, "training", "cpu"), mode)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.usefixtures("replayed_eagerly")
+def test_a_plan_is_made_when_it_is_due_and_its_rows_are_those_of_the_batch(mode: str) -> None:
+    run = planning(mode, [0, 3])
+    seen = []
+    plain = run.agent.gradient_step
+    run.agent.gradient_step = lambda batch, draws, step: (
+        seen.append((run.agent.step, batch)) or plain(batch, draws, step)
+    )
+    for steps in (3, 20, 30):
+        run.run(steps)
+    assert run.agent.plans == [8, 16, 32, 48]
+    buffer = run.table.rows
+    assert any(step > 8 for step, _ in seen)
+    for step, batch in seen:
+        rows = batch["index"][..., 0].long()
+        assert torch.equal(buffer[rows][..., :11], batch["states"]) if step >= 8 else not batch["mark"].any()
+
+
+def test_planning_changes_no_batch_and_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Planner, "READS", False)
+    with_plan, without = planning("eager", [0, 3]), runner("eager", [0, 3], algo="diffusion_bc")
+    with_plan.run(40)
+    without.run(40)
+    assert with_plan.agent.plans == [8, 16, 32]
+    assert torch.equal(parameters(with_plan), parameters(without))
+    assert "plan" not in without.state_dict()
+
+
+def test_a_seed_plans_alike_alone_and_in_company() -> None:
+    alone, company = planning("eager", [3]), planning("eager", [0, 3, 5])
+    alone.run(40)
+    company.run(40)
+    a, b = alone._plan.columns.views["mark"][0], company._plan.columns.views["mark"]
+    torch.testing.assert_close(a, b[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(a, b[0], atol=0.1)
+    torch.testing.assert_close(parameters(company)[1:2], parameters(alone), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.usefixtures("replayed_eagerly")
+def test_planned_columns_are_seen_by_a_captured_period() -> None:
+    eager, graph = planning("eager", [0, 3]), planning("graph", [0, 3])
+    eager.run(70)
+    graph.run(70)
+    assert graph._graphs and torch.equal(parameters(eager), parameters(graph))
+
+
+@pytest.mark.parametrize("kind", [Planner, RepeatingPlanner])
+@pytest.mark.parametrize("at", [0, 5, 8, 9, 16, 30])
+def test_a_plan_continues_bit_for_bit(kind: type[Planner], at: int) -> None:
+    whole, first, second = (planning("eager", [0, 3], kind) for _ in range(3))
+    whole.run(50)
+    first.run(at)
+    file = io.BytesIO()
+    torch.save(checkpoint.split({"runner": first.state_dict(), "agent": first.agent.state_dict()}, 2), file)
+    file.seek(0)
+    first.run(20)  # what is saved does not change with the run that goes on
+    saved = checkpoint.join(torch.load(file, weights_only=True))
+    assert ("columns" in saved["runner"]["plan"]) == (at > 8 and kind is Planner)
+    second.agent.load_state_dict(saved["agent"])
+    second.load_state_dict(saved["runner"])
+    second.run(50 - at)
+    assert torch.equal(parameters(whole), parameters(second))
+    assert torch.equal(whole._plan.columns.rows, second._plan.columns.rows)
+
+
+def test_a_plan_for_another_dataset_is_refused() -> None:
+    first, other = planning("eager", [0]), planning("eager", [0], rows=300)
+    first.run(9)
+    with pytest.raises(UserError, match="plan is for 400 transitions, the dataset has 300"):
+        other.load_state_dict(first.state_dict())
+
+
 # --- Captured graphs: their logic on the CPU, with a stand-in for the capture itself ---------------
 
 
@@ -244,7 +370,7 @@ def test_nothing_captured_waits_for_the_device(algo: str) -> None:
     with Watch():
         for k in range(run.agent.period):
             draws = {name: value[k] for name, value in run._draws.items()}
-            run.agent.gradient_step(run.table.gather(run._indices[k]), draws, k)
+            run.agent.gradient_step(run.batch(run._indices[k]), draws, k)
         with torch.no_grad():
             run.agent.actions_in_chunks(states, noise)
     assert {"bmm", "_fused_adam_"} <= seen

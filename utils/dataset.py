@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from utils.errors import UserError
 
-__all__ = ["REWARD_TUNES", "Dataset", "Table", "tune_rewards"]
+__all__ = ["REWARD_TUNES", "Columns", "Dataset", "Table", "tune_rewards"]
 
 Array = np.ndarray
 _COLUMNS = ("states", "actions", "rewards", "next_states", "not_dones")
@@ -181,6 +182,26 @@ class Table:
     def nbytes(self) -> int:
         return self.rows.numel() * self.rows.element_size()
 
+    def block(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """Rows start .. stop - 1 as five views by name, each [stop - start, d]."""
+        parts = self.rows[start:stop].split(tuple(self._widths.values()), dim=1)
+        return dict(zip(self._widths, parts, strict=True))
+
+    @cached_property
+    def ends(self) -> torch.Tensor:
+        """[N] bool: the trajectory ends with this transition.
+
+        It ends where the environment ended the episode, where the next row begins in another state than this one led
+        to (d4rl's `qlearning_dataset` drops the row at a time limit), and with the last row.
+        """
+        ends = torch.ones(self.size, dtype=torch.bool, device=self.device)
+        for start in range(0, self.size - 1, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, self.size - 1)
+            rows, following = self.block(start, stop), self.block(start + 1, stop + 1)
+            elsewhere = (rows["next_states"] != following["states"]).any(dim=1)
+            ends[start:stop] = elsewhere | (rows["not_dones"][:, 0] == 0)
+        return ends
+
     def draw_indices(self, generators: Sequence[torch.Generator], batch_size: int, steps: int) -> torch.Tensor:
         """Rows for `steps` batches of S = len(generators) seeds: int64 [steps, S, batch_size] on the device.
 
@@ -208,6 +229,27 @@ class Table:
     def sample(self, generators: Sequence[torch.Generator], batch_size: int) -> dict[str, torch.Tensor]:
         """One batch of every seed: `draw_indices` for one step, then `gather`."""
         return self.gather(self.draw_indices(generators, batch_size, steps=1)[0])
+
+
+class Columns:
+    """Numbers that an agent made of every transition for itself: one float32 buffer [S, N, width] on a device.
+
+    `views[name]` [S, N, d] are written in place, so that graphs captured over the buffer stay valid.
+    """
+
+    def __init__(self, widths: Mapping[str, int], seeds: int, size: int, device: torch.device | str) -> None:
+        self._widths = dict(widths)
+        self.rows = torch.zeros(seeds, size, sum(widths.values()), device=device)
+        self.views = self._named(self.rows)
+        self._first_rows = torch.arange(seeds, device=device).mul_(size).unsqueeze(1)
+
+    def _named(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(self._widths, rows.split(tuple(self._widths.values()), dim=-1), strict=True))
+
+    def gather(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each seed's own rows at `indices` [S, B], by name, [S, B, d]: one gather, as `Table.gather`."""
+        rows = torch.index_select(self.rows.flatten(0, 1), 0, (indices + self._first_rows).reshape(-1))
+        return self._named(rows.view(*indices.shape, -1))
 
 
 if __name__ == "__main__":

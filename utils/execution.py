@@ -16,6 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from utils.dataset import Columns
+from utils.errors import UserError
+from utils.seeding import torch_generators
+
 __all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "acting", "choose_mode", "forget_compiled"]
 
 MODES = ("auto", "eager", "compile", "graph")
@@ -33,14 +37,19 @@ class Learner(Protocol):
 
     COMPILED: Sequence[str]
     step: int
+    seeds: Sequence[int]
     num_seeds: int
     device: torch.device
+    planned: Mapping[str, int]
+    PLAN_REPEATS: bool
 
     @property
     def period(self) -> int: ...
     def phase(self, step: int) -> int: ...
     def schedule(self, step: int) -> tuple[float, ...]: ...
     def prepare(self) -> None: ...
+    def plan_step(self, step: int) -> int | None: ...
+    def plan(self, transitions: Any, rng: Sequence[torch.Generator], columns: Mapping[str, Tensor]) -> None: ...
     def draw(self, rng: Sequence[torch.Generator], batch_size: int, steps: int) -> dict[str, Tensor]: ...
     def gradient_step(
         self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor], step: int
@@ -50,7 +59,12 @@ class Learner(Protocol):
 
 
 class Transitions(Protocol):
-    """What is needed of a dataset on the device (`utils.dataset.Table`)."""
+    """What is needed of a dataset on the device (`utils.dataset.Table`); a plan reads more of it."""
+
+    size: int
+
+    @property
+    def device(self) -> torch.device: ...
 
     def draw_indices(self, generators: Sequence[torch.Generator], batch_size: int, steps: int) -> Tensor: ...
     def gather(self, indices: Tensor) -> dict[str, Tensor]: ...
@@ -88,6 +102,7 @@ class Runner:
         self._indices: Tensor | None = None
         self._draws: dict[str, Tensor] = {}
         self._graphs: dict[int, _CapturedPeriod] = {}
+        self._plan = _Plan(agent, table) if agent.planned else None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         if mode in ("compile", "graph"):
@@ -123,13 +138,15 @@ class Runner:
     def _run_some(self, steps: int) -> int:
         """Up to `steps` steps from the current block; returns how many."""
         agent, period = self.agent, self.agent.period
+        if self._plan is not None:
+            self._plan.refresh(agent.step)
         whole = self.mode == "graph" and agent.step % period == 0 and steps >= period
         if whole and self._constant(agent.step, period):
             self._replay(agent.step, period)
             return period
         agent.prepare()
         at = self._position
-        batch = self.table.gather(self._indices[at])
+        batch = self.batch(self._indices[at])
         metrics = agent.gradient_step(batch, {name: value[at] for name, value in self._draws.items()}, agent.step)
         agent.step += 1
         with torch.no_grad():
@@ -137,6 +154,11 @@ class Runner:
                 self._sum(name, value).add_(value)
                 self._counts[name] += 1
         return 1
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The transitions at `indices` [S, B], with the columns that the agent planned, each [S, B, d]."""
+        batch = self.table.gather(indices)
+        return batch if self._plan is None else batch | self._plan.columns.gather(indices)
 
     def _sum(self, name: str, like: Tensor) -> Tensor:
         if name not in self._sums:
@@ -153,7 +175,7 @@ class Runner:
     def _try_losses(self) -> None:
         """Run each compiled loss once, forward and backward, on throw-away numbers; no parameter changes."""
         throw_away = [torch.Generator(device=g.device).manual_seed(0) for g in self.generators]
-        batch = self.table.gather(self.table.draw_indices(throw_away, self.batch_size, 1)[0])
+        batch = self.batch(self.table.draw_indices(throw_away, self.batch_size, 1)[0])
         draws = {name: value[0] for name, value in self.agent.draw(throw_away, self.batch_size, 1).items()}
         for name in self.agent.COMPILED:
             loss, _ = getattr(self.agent, name)(batch, draws)
@@ -168,7 +190,7 @@ class Runner:
     def _replay(self, step: int, period: int) -> None:
         phase = self.agent.phase(step)
         if phase not in self._graphs:
-            self._graphs[phase] = _CapturedPeriod(self.agent, self.table, self._indices[:period], self._draws)
+            self._graphs[phase] = _CapturedPeriod(self.agent, self.batch, self._indices[:period], self._draws)
         self.agent.prepare()
         at = slice(self._position, self._position + period)
         graph = self._graphs[phase]
@@ -181,24 +203,82 @@ class Runner:
     # --- State -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Generators as they stood before the current block, and how much of it is used up."""
+        """Generators as they stood before the current block, how much of it is used up, and the plan."""
         used_up = self._position >= self.block
         states = [g.get_state() for g in self.generators] if used_up else self._before_block
-        return {"generators": torch.stack(list(states)), "position": self._position}
+        state = {"generators": torch.stack(list(states)), "position": self._position}
+        return state if self._plan is None else {**state, "plan": self._plan.state_dict()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continue exactly: a block that was begun is drawn again and its used part skipped."""
+        """Continue exactly: a block that was begun is drawn again and its used part skipped.
+
+        Raises UserError where the saved plan was made of another number of transitions.
+        """
+        if self._plan is not None:
+            self._plan.load_state_dict(saved["plan"])
         self._before_block = [state.clone() for state in saved["generators"]]
         for generator, state in zip(self.generators, self._before_block, strict=True):
             generator.set_state(state)
         self._position, self._indices = int(saved["position"]), None
 
 
+class _Plan:
+    """The columns that an agent makes of the whole table, and the step for which they were made."""
+
+    def __init__(self, agent: Learner, table: Transitions) -> None:
+        self.agent, self.table = agent, table
+        self.columns = Columns(agent.planned, agent.num_seeds, table.size, table.device)
+        self.generators = torch_generators(agent.seeds, "planning", table.device)
+        self._before = [g.get_state() for g in self.generators]
+        self._made_for: int | None = None
+
+    def refresh(self, step: int) -> None:
+        """Make the columns that `step` reads, unless they are those at hand."""
+        wanted = self.agent.plan_step(step)
+        if wanted is None or wanted == self._made_for:
+            return
+        self._before = [g.get_state() for g in self.generators]
+        with torch.no_grad():
+            self.agent.plan(self.table, self.generators, self.columns.views)
+        self._made_for = wanted
+
+    def state_dict(self) -> dict[str, Any]:
+        """The columns and the generators; of a plan that can be repeated only the generators as they were before it."""
+        if self._made_for is None or self.agent.PLAN_REPEATS:
+            return {"generators": torch.stack(self._before)}
+        return {
+            "generators": torch.stack([g.get_state() for g in self.generators]),
+            "columns": self.columns.rows.to("cpu", copy=True),
+            "made_for": self._made_for,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue exactly; a plan that was not saved is made at the next step."""
+        self._before = [state.clone() for state in saved["generators"]]
+        for generator, state in zip(self.generators, self._before, strict=True):
+            generator.set_state(state)
+        self._made_for = saved.get("made_for")
+        if self._made_for is not None:
+            there, here = tuple(saved["columns"].shape), tuple(self.columns.rows.shape)
+            if there != here:
+                raise UserError(
+                    f"the checkpoint's plan is for {there[1]:,} transitions, the dataset has {here[1]:,}; "
+                    "resume with the dataset that the run began with"
+                )
+            self.columns.rows.copy_(saved["columns"])
+
+
 class _CapturedPeriod:
     """One period of gradient steps as a CUDA graph over fixed buffers. Built between two steps of a run."""
 
-    def __init__(self, agent: Learner, table: Transitions, indices: Tensor, draws: Mapping[str, Tensor]) -> None:
-        self.agent, self.table, self.first = agent, table, agent.step
+    def __init__(
+        self,
+        agent: Learner,
+        batch: Callable[[Tensor], dict[str, Tensor]],
+        indices: Tensor,
+        draws: Mapping[str, Tensor],
+    ) -> None:
+        self.agent, self.batch, self.first = agent, batch, agent.step
         self.indices = indices.clone()
         self.draws = {name: value[: len(indices)].clone() for name, value in draws.items()}
         self.sums: dict[str, Tensor] = {}
@@ -219,7 +299,7 @@ class _CapturedPeriod:
         self.counts = {}
         for k, rows in enumerate(self.indices):
             draws = {name: value[k] for name, value in self.draws.items()}
-            metrics = self.agent.gradient_step(self.table.gather(rows), draws, self.first + k)
+            metrics = self.agent.gradient_step(self.batch(rows), draws, self.first + k)
             with torch.no_grad():
                 for name, value in metrics.items():
                     if name not in self.sums:  # in the warm-up only: what is made here would be captured
