@@ -190,6 +190,14 @@ def test_scores_beside_the_papers(tmp_path, capsys):
     assert r"90.0 $\pm$ 8.2" in latex and r"best $\dagger$" in latex
 
 
+def test_corls_scores_stand_beside_the_same_algorithms(tmp_path):
+    """The figures are those of CORL's README, on the official data; AntMaze there is v2."""
+    published = Published()
+    assert published.corl("hopper-medium-v2", "iql") == {"last": (67.53, 3.78), "best": (80.46, 3.09)}
+    assert published.corl("antmaze-umaze-v0", "iql") == {} and published.corl("hopper-medium-v2", "diffcps") == {}
+    assert published.get("halfcheetah-medium-expert-v2", "idql") == (95.9, None)  # printed as IDQL-A
+
+
 def test_methods_of_different_own_lengths_share_a_row(tmp_path, capsys):
     make_run(tmp_path, [50.0])
     make_run(tmp_path, [60.0], algo="dtql", pretrain_epochs=1)  # a rehearsal's shorter pretraining: no other method

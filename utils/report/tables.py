@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from utils.report.statistics import bootstrap_interval, interquartile_mean
 
 __all__ = ["Choice", "Estimate", "Published", "Row", "Table", "make_rows", "make_tables", "scores_csv", "signed"]
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "table1.csv"
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
+COLUMNS = {"idql": "IDQL-A"}  # algorithms that Table 1 prints under another name than theirs in capitals
+CORL = {"bc": "BC", "td3_bc": "TD3+BC", "cql": "CQL", "iql": "IQL"}  # what CORL measured of ours, by its names
 _V0 = tuple(name for name in hyperparameters.PAPER_TASKS if name.startswith("antmaze"))
 AVERAGES: dict[str, tuple[str, ...]] = {
     "average-locomotion": tuple(name for name in hyperparameters.PAPER_TASKS if name not in _V0),
@@ -32,6 +34,10 @@ HEADINGS = {
 PAPER_NOTE = (
     "The paper's figures rest on the official data; its own method's are the best of all evaluations of a run, the "
     "others' as their papers report them."
+)
+CORL_NOTE = (
+    "CORL: last and best of four seeds on the official data, as its README reports them (results/published/corl.csv); "
+    "its implementations and settings are its own."
 )
 BEST_NOTE = "† best: the highest of a run's evaluations, chosen on the test episodes themselves; it overstates."
 DEVIATION_NOTE = "± is the standard deviation over seeds (of the population, as NumPy's default)."
@@ -77,6 +83,7 @@ class Row:
     estimates: Mapping[str, Estimate | None]
     paper: float | None
     paper_deviation: float | None
+    corl: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (mean, deviation) by protocol
 
     def difference(self, protocol: str) -> float | None:
         """Ours minus the paper's."""
@@ -85,13 +92,19 @@ class Row:
 
 
 class Published:
-    """Table 1 of the paper: (mean, deviation or None) by task and algorithm."""
+    """Table 1 of the paper: (mean, deviation or None) by task and algorithm; and CORL's last and best scores."""
 
-    def __init__(self, path: Path = PUBLISHED) -> None:
-        with open(path, newline="") as file:
+    def __init__(self, folder: Path = PUBLISHED) -> None:
+        with open(folder / "table1.csv", newline="") as file:
             self._rows = {row["env_name"]: row for row in csv.DictReader(file)}
         columns = next(iter(self._rows.values()))
         self.columns = {name.lower().replace("-", "_"): name for name in columns}  # "diffusion_ql": "Diffusion-QL"
+        self.columns |= COLUMNS
+        self._corl: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+        with open(folder / "corl.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                found = self._corl.setdefault((row["env_name"], row["algorithm"]), {})
+                found[row["score"]] = (float(row["mean"]), float(row["std"]))
 
     def get(self, env_name: str, algo: str) -> tuple[float | None, float | None]:
         """The figure of `algo` on a task, (None, None) where the paper has none."""
@@ -100,6 +113,10 @@ class Published:
             return None, None
         deviation = row.get(f"{column}_std")
         return float(row[column]), float(deviation) if deviation else None
+
+    def corl(self, env_name: str, algo: str) -> Mapping[str, tuple[float, float]]:
+        """CORL's (mean, deviation) of `algo` on a task by protocol, `last` and `best`; empty where it has none."""
+        return self._corl.get((env_name, CORL.get(algo, "")), {})
 
 
 # --- Estimates ------------------------------------------------------------------------------------------
@@ -141,7 +158,8 @@ def _cell_row(cell: Cell, choice: Choice, published: Published) -> Row:
     reached = steps = f"{cell.reached:,}"
     if (own := _own_steps(cell)) not in (None, cell.reached):
         steps += f" of {own:,}"
-    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), reached, steps, paired, *paper)
+    corl = {} if cell.changed else published.corl(cell.env_name, cell.algo)
+    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), reached, steps, paired, *paper, corl)
 
 
 def _average_row(
@@ -254,10 +272,14 @@ def _protocols(label: str, rows: Sequence[Row], choice: Choice, remarks: Sequenc
     ]  # fmt: skip
     columns = ["task", "method", "gradient steps", "seeds", *(TITLES[p] for p in PROTOCOLS), "paper",
                "last − paper", "best − paper"]  # fmt: skip
+    corl = any(row.corl for row in rows)
+    if corl:
+        columns += ["CORL last", "CORL best †"]
+        lines = [[*line, *(_corl(row, p) for p in ("last", "best"))] for line, row in zip(lines, rows, strict=True)]
     rank = "the run's own rank (0 where it has none)" if choice.top_k is None else f"rank {choice.top_k}"
     index = "" if choice.index == "right" else ", with the published code's index, which is another evaluation"
     notes = [DEVIATION_NOTE, BEST_NOTE, f"offline-selected: by the denoising loss, {rank}{index}.",
-             _origin_note(label), *remarks]  # fmt: skip
+             _origin_note(label), *([CORL_NOTE] if corl else []), *remarks]  # fmt: skip
     return Table(f"All protocols, data: {label}", columns, lines, notes, names=4)
 
 
@@ -299,6 +321,10 @@ def _paper(row: Row) -> str:
     if row.paper is None:
         return "–"
     return f"{row.paper:.1f}" + (f" ± {row.paper_deviation:.1f}" if row.paper_deviation is not None else "")
+
+
+def _corl(row: Row, protocol: str) -> str:
+    return "{:.1f} ± {:.1f}".format(*row.corl[protocol]) if protocol in row.corl else "–"
 
 
 def signed(value: float | None) -> str:
