@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = [
     "CONFIGS",
+    "BCConfig",
     "Config",
     "DTQLConfig",
     "DiffCPSConfig",
@@ -117,11 +118,21 @@ class DTQLConfig(CriticConfig):
     clip_denoised: float = 1.0  # bound of denoised actions; the published code has 1 whatever the action box
 
 
+@dataclass(frozen=True, kw_only=True)
+class BCConfig(Config):
+    """Behaviour cloning with a Gaussian; length and network of TD3+BC's code (sfujim/TD3_BC), whose table has it."""
+
+    num_epochs: int = 1000
+    grad_norm: float = 0.0  # nothing is clipped
+    sample_actions: bool = False  # act by a sample of the policy; else by its mean
+
+
 CONFIGS: dict[str, type[Config]] = {
     "diffcps": DiffCPSConfig,
     "diffusion_ql": DiffusionQLConfig,
     "diffusion_bc": DiffusionBCConfig,
     "dtql": DTQLConfig,
+    "bc": BCConfig,
 }
 
 Row = dict[str, Any]
@@ -189,6 +200,7 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "adroit": {"eval_episodes": 100, "alpha": 1500.0},
         "kitchen": {"num_epochs": 500, "eval_episodes": 100, "alpha": 200.0, "lr_decay": True},
     },
+    "bc": {domain: {"eval_episodes": 100} for domain in ("antmaze", "adroit", "kitchen")},
 }
 
 # --- Tasks ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The learning rules. This dict is the whole registry: `--algo` takes its keys."""
 
 from agents.agent import Agent
+from agents.bc import BC
 from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
@@ -13,4 +14,5 @@ AGENTS: dict[str, type[Agent]] = {
     "diffusion_ql": DiffusionQL,
     "diffusion_bc": DiffusionBC,
     "dtql": DTQL,
+    "bc": BC,
 }

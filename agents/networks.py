@@ -19,6 +19,7 @@ from torch.nn import functional
 __all__ = [
     "MLP",
     "EDMNetwork",
+    "GaussianActor",
     "Network",
     "NoiseNetwork",
     "NormalizedTwinCritic",
@@ -426,6 +427,42 @@ class TanhGaussian(MLP):
     def log_likelihood(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         """Log density of atanh(a / (max_action + margin)) [S, B]; as published, without the tanh's own density."""
         deviations = (torch.atanh(actions / (self.max_action + self.MARGIN)) - mean) / log_std.exp()
+        return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+class GaussianActor(MLP):
+    """A normal distribution over a / max_action: mean tanh(f(s)), deviation exp(g(s)). One member a seed.
+
+    Two ReLU layers, whose output is f and g side by side. The mean lies in the action box; a sample is cut to it.
+    """
+
+    LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
+    ) -> None:
+        self.max_action = max_action
+        super().__init__([state_dim, hidden_dim, hidden_dim, 2 * action_dim], seeds, device)
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [S, B, state_dim] -> mean and log deviation of a / max_action, each [S, B, A]."""
+        mean, log_std = super().__call__(states).chunk(2, dim=-1)
+        return torch.tanh(mean), log_std.clamp(*self.LOG_STD)
+
+    def actions(self, mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The action that standard normal `noise` gives, cut to the box; without noise the mean."""
+        scaled = mean if noise is None else (mean + log_std.exp() * noise).clamp(-1, 1)
+        return scaled * self.max_action
+
+    def log_likelihood(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+        """Log density of a / max_action [S, B]; actions [S, B, A]."""
+        deviations = (actions / self.max_action - mean) / log_std.exp()
         return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 
 

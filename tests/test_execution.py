@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from utils.seeding import torch_generators
 
 
 def runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
-    if algo != "diffusion_bc":  # its published average starts elsewhere and is not used in training
+    if "ema_start" in {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}:
         settings["ema_start"] = 20
     config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)

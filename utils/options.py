@@ -52,6 +52,7 @@ HELP = {
     "alpha": "weight of the trust-region loss",
     "gamma": "weight of the one-step policy's negative log-likelihood of the data",
     "expectile": "expectile of min Q that V learns",
+    "sample_actions": "act by a sample of the policy; else by its mean",
     "sigma_min": "least noise level",
     "sigma_max": "largest noise level",
     "sigma_data": "deviation of the actions that the preconditioning assumes",
