@@ -152,12 +152,20 @@ ANTMAZE = tuple(
 
 ADROIT = ("pen-human-v1", "pen-cloned-v1")
 KITCHEN = ("kitchen-complete-v0", "kitchen-partial-v0", "kitchen-mixed-v0")
+BANDIT = ("bandit-circle-v0", "bandit-gaussians-v0")  # the toy problems of utils/bandit.py
 
 DOMAINS: dict[str, tuple[str, ...]] = {
     "locomotion": LOCOMOTION,
     "antmaze": ANTMAZE,
     "adroit": ADROIT,
     "kitchen": KITCHEN,
+    "bandit": BANDIT,
+}
+
+# What holds in a domain for every algorithm; an algorithm's own row goes before it.
+COMMON_SETTINGS: dict[str, Row] = {
+    # 20,000 steps are the paper's; width and batch those of Diffusion-QL's toy code.
+    "bandit": {"num_epochs": 20, "eval_interval": 5, "eval_episodes": 100, "batch_size": 100, "hidden_dim": 128},
 }
 
 DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
@@ -316,6 +324,7 @@ def explain(algo: str, env_name: str, overrides: Row | None = None) -> dict[str,
     fields = {f.name: f for f in dataclasses.fields(CONFIGS[algo])}
     found = {name: (field.default, "default") for name, field in fields.items()}
     sources = (
+        (f"domain {domain(env_name)}", COMMON_SETTINGS.get(domain(env_name), {})),
         (f"domain {domain(env_name)}", DOMAIN_SETTINGS.get(algo, {}).get(domain(env_name), {})),
         (f"task {env_name}", _task_row(algo, env_name)),
         ("command line", overrides or {}),

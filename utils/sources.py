@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 import hyperparameters
-from utils import d4rl
+from utils import bandit, d4rl
 from utils.dataset import Dataset
+from utils.errors import UserError
 
 __all__ = ["load", "make_environments", "normalized_score"]
 
@@ -19,6 +20,8 @@ MINARI = "minari:"
 
 def load(given: argparse.Namespace) -> Dataset:
     """The dataset of `--dataset`; D4RL's own of the task where none is named. Raises UserError as its source does."""
+    if _is_bandit(given):
+        return bandit.load(given.env_name)
     if given.dataset == "local":
         from utils import local
 
@@ -33,8 +36,10 @@ def load(given: argparse.Namespace) -> Dataset:
 def make_environments(given: argparse.Namespace, number: int) -> Any | None:
     """So many lockstep environments of `--backend`; None, with a warning, where only the original stack has the task.
 
-    A Minari set brings its own environment.
+    A Minari set brings its own environment, a bandit too.
     """
+    if _is_bandit(given):
+        return bandit.make_lockstep(given.env_name, number)
     if _is_minari(given):
         from utils import minari
 
@@ -56,7 +61,10 @@ def make_environments(given: argparse.Namespace, number: int) -> Any | None:
 
 
 def normalized_score(given: argparse.Namespace, returns: np.ndarray) -> np.ndarray:
-    """Returns in D4RL's percent of the task, or in the Minari set's own where it has reference scores (else NaN)."""
+    """Returns in D4RL's percent of the task, in the Minari set's own where it has reference scores (else NaN), or in
+    percent of a bandit's best reward."""
+    if _is_bandit(given):
+        return bandit.normalized_score(given.env_name, returns)
     if _is_minari(given):
         from utils import minari
 
@@ -66,3 +74,14 @@ def normalized_score(given: argparse.Namespace, returns: np.ndarray) -> np.ndarr
 
 def _is_minari(given: argparse.Namespace) -> bool:
     return (given.dataset or "").startswith(MINARI)
+
+
+def _is_bandit(given: argparse.Namespace) -> bool:
+    """Raises UserError where a bandit was asked for with data or environments of another kind."""
+    if given.env_name not in bandit.ids():
+        return False
+    if given.dataset is not None:
+        raise UserError(f"{given.env_name} makes its own data: leave --dataset {given.dataset} out")
+    if given.backend == "d4rl":
+        raise UserError(f"{given.env_name} is no task of the original stack: leave --backend d4rl out")
+    return True

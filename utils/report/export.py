@@ -15,7 +15,7 @@ from utils.report.runs import SeedRun
 __all__ = ["export"]
 
 KEPT = ("evaluations.csv", "metrics.csv")
-OFFICIAL = ("d4rl", "local")
+OFFICIAL = ("d4rl", "local", "bandit")
 
 
 def export(runs: Sequence[SeedRun], target: Path) -> list[Path]:

@@ -38,7 +38,7 @@ class Labels:
             name, _, prefix = (part.strip() for part in text.partition("="))
             if not name or not prefix:
                 raise UserError(f"--label takes NAME=PREFIX, such as rebuilt=/data/rebuilt, not {text!r}")
-            if name.lower() in ("d4rl", "official", "official d4rl", "local", "minari"):
+            if name.lower() in ("d4rl", "official", "official d4rl", "local", "minari", "bandit"):
                 raise UserError(f"--label {text}: the name {name!r} is kept for data that the run itself found there")
             # A path that is there may be given as it is seen from here; runs keep whole ones.
             pairs.append((name, str(Path(prefix).resolve()) if Path(prefix).exists() else prefix))
@@ -47,16 +47,17 @@ class Labels:
     def of(self, dataset: Mapping[str, Any]) -> str:
         """Where a run's data came from, as the tables say it.
 
-        D4RL's own download is "official D4RL"; data collected by this project "local"; a Minari set "Minari". A file
-        has the name that was written down when its run was exported, or that a `--label` gives it; else it is one of
-        the "files in FOLDER": files of one folder are taken to be of one origin, of two folders never.
+        D4RL's own download is "official D4RL"; data collected by this project "local"; a Minari set "Minari"; a
+        bandit's "bandit". A file has the name that was written down when its run was exported, or that a `--label`
+        gives it; else it is one of the "files in FOLDER": files of one folder are taken to be of one origin, of two
+        folders never.
         """
         source = str(dataset.get("source", "unknown"))
         if source == "d4rl":
             return "official D4RL"
         if source.startswith("minari:"):
             return "Minari"
-        if source in ("local", "unknown"):
+        if source in ("local", "bandit", "unknown"):
             return source
         if dataset.get("label"):
             return str(dataset["label"])
