@@ -20,6 +20,7 @@ __all__ = [
     "DiffCPSConfig",
     "DiffusionBCConfig",
     "DiffusionQLConfig",
+    "IQLConfig",
     "domain",
     "explain",
     "get",
@@ -31,7 +32,7 @@ __all__ = [
 class Config:
     """What every algorithm reads: the data, the length of a run, evaluation, and the shared optimiser settings."""
 
-    reward_tune: str = "no"  # no | normalize | iql_locomotion | iql_antmaze | cql_antmaze | antmaze
+    reward_tune: str = "no"  # see utils/dataset.py: no | normalize | iql_locomotion | iql_returns | iql_antmaze | ...
     batch_size: int = 256
     num_epochs: int = 2000
     num_steps_per_epoch: int = 1000
@@ -127,12 +128,38 @@ class BCConfig(Config):
     sample_actions: bool = False  # act by a sample of the policy; else by its mean
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImplicitQConfig(Config):
+    """What every algorithm with implicit Q-learning's critics reads; ikostrikov/implicit_q_learning, configs/."""
+
+    lr_decay: bool = True  # the policy's rate alone, by a cosine stepped at every update, ending at zero
+    grad_norm: float = 0.0  # the published code clips nothing
+    critic_learning_rate: float = 3e-4  # of Q and V
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    expectile: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig(ImplicitQConfig):
+    """IQL (Kostrikov et al. 2022): expectile critics, a policy by advantage-weighted regression.
+
+    From the official code's configs/ and train_offline.py; 10^6 steps, and 5,000 between its evaluations, for which
+    this project keeps one interval for all algorithms.
+    """
+
+    num_epochs: int = 1000
+    beta: float = 3.0  # inverse temperature of the advantage weights
+    dropout: float = 0.0  # of the policy's hidden layers
+
+
 CONFIGS: dict[str, type[Config]] = {
     "diffcps": DiffCPSConfig,
     "diffusion_ql": DiffusionQLConfig,
     "diffusion_bc": DiffusionBCConfig,
     "dtql": DTQLConfig,
     "bc": BCConfig,
+    "iql": IQLConfig,
 }
 
 Row = dict[str, Any]
@@ -209,6 +236,12 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "kitchen": {"num_epochs": 500, "eval_episodes": 100, "alpha": 200.0, "lr_decay": True},
     },
     "bc": {domain: {"eval_episodes": 100} for domain in ("antmaze", "adroit", "kitchen")},
+    "iql": {  # mujoco_config.py, antmaze_config.py and, for both others, kitchen_config.py of the official code
+        "locomotion": {"reward_tune": "iql_returns"},
+        "antmaze": {"reward_tune": "iql_antmaze", "eval_episodes": 100, "expectile": 0.9, "beta": 10.0},
+        "adroit": {"eval_episodes": 100, "beta": 0.5, "dropout": 0.1},
+        "kitchen": {"eval_episodes": 100, "beta": 0.5, "dropout": 0.1},
+    },
 }
 
 # --- Tasks ----------------------------------------------------------------------------------------
@@ -359,8 +392,19 @@ POSITIVE = (
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
     "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
 )  # fmt: skip
-FRACTIONS = ("discount", "tau", "ema_decay", "expectile")
-NOT_NEGATIVE = ("grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs")
+FRACTIONS = ("discount", "tau", "ema_decay", "expectile", "dropout")
+NOT_NEGATIVE = (
+    "grad_norm",
+    "kappa",
+    "lambda_min",
+    "ema_start",
+    "eta",
+    "top_k",
+    "alpha",
+    "gamma",
+    "pretrain_epochs",
+    "beta",
+)
 
 
 def _check_ranges(config: Config) -> None:
@@ -379,5 +423,7 @@ def _check_ranges(config: Config) -> None:
         raise ValueError(f"lambda_min ({values['lambda_min']}) is above lambda_max ({values['lambda_max']})")
     if "sigma_min" in values and values["sigma_min"] >= values["sigma_max"]:
         raise ValueError(f"sigma_min ({values['sigma_min']}) must be below sigma_max ({values['sigma_max']})")
+    if values.get("dropout") == 1:
+        raise ValueError("dropout must be below 1: it would drop everything")
     if values["lr_decay"] and values["lr_decay_full"]:
         raise ValueError("lr_decay and lr_decay_full exclude each other; choose one")

@@ -6,6 +6,7 @@ from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
+from agents.iql import IQL
 
 __all__ = ["AGENTS"]
 
@@ -15,4 +16,5 @@ AGENTS: dict[str, type[Agent]] = {
     "diffusion_bc": DiffusionBC,
     "dtql": DTQL,
     "bc": BC,
+    "iql": IQL,
 }

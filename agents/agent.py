@@ -7,7 +7,7 @@ waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,8 +23,10 @@ __all__ = [
     "average",
     "blocks",
     "candidates_softmax",
+    "cosine_decay",
     "exponentials",
     "integers",
+    "keep_masks",
     "normals",
 ]
 
@@ -114,6 +116,17 @@ class Adam:
         state["step"].fill_(saved["steps"])
 
 
+def cosine_decay(optimizers: Iterable[Adam], clock: Tensor, last: int) -> None:
+    """Set each rate to half a cosine of its start, which ends at zero at step `last`, and move `clock` [] on by one.
+
+    For a rate that changes at every update: a captured graph holds the clock, not a number.
+    """
+    factor = 0.5 + 0.5 * torch.cos(clock.clamp(0, last) * (math.pi / last))
+    for optimizer in optimizers:
+        torch.mul(factor, optimizer.base_rate, out=optimizer.rate)
+    clock.add_(1)
+
+
 @torch.no_grad()
 def average(target: Parameters, online: Parameters, weight: float | Tensor) -> None:
     """target <- (1 - weight) target + weight online, in place; with weight 0 the target keeps every bit."""
@@ -145,6 +158,15 @@ def integers(rng: Rng, seeds: int, steps: int, high: int, shape: Sequence[int]) 
     """Integers [steps, S, *shape] in 0 .. high - 1."""
     drawn = [torch.randint(high, (steps, *shape), generator=g, device=g.device) for g in _generators(rng, seeds)]
     return torch.stack(drawn, dim=1)
+
+
+def keep_masks(rng: Rng, seeds: int, steps: int, dropout: float, shape: Sequence[int]) -> Tensor:
+    """What a dropout of this rate keeps, bool [steps, S, *shape]."""
+    kept = [
+        torch.empty(steps, *shape, dtype=torch.bool, device=g.device).bernoulli_(1 - dropout, generator=g)
+        for g in _generators(rng, seeds)
+    ]
+    return torch.stack(kept, dim=1)
 
 
 def candidates_softmax(values: Tensor, actions: Tensor, exponential: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ update; the pretraining before it, of denoiser and critics alone, has the negati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from agents.agent import (
     Rng,
     average,
     candidates_softmax,
+    cosine_decay,
     exponentials,
     learning_rate_factor,
     normals,
@@ -135,8 +135,8 @@ class DTQL(Agent):
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         c = self.config
-        if c.lr_decay:
-            self._decay_rates()
+        if c.lr_decay:  # as published here: stepped at every update after the pretraining, of every network
+            cosine_decay(self.optimizers.values(), self.clock, c.num_epochs * c.num_steps_per_epoch)
         loss, metrics = self.critic_loss(batch, draws)
         critic, value = gradients(loss, [self.critic.parameters, self.value.parameters])
         metrics["critic_grad_norm"] = self.optimizers["critic"].step(critic)
@@ -184,17 +184,6 @@ class DTQL(Agent):
         loss = c.alpha * distill_loss + q_loss + c.gamma * gamma_loss
         parts = {"distill_loss": distill_loss, "q_loss": q_loss, "gamma_loss": gamma_loss, "actor_loss": loss}
         return loss, {name: part.detach() for name, part in parts.items()}
-
-    def _decay_rates(self) -> None:
-        """`lr_decay` as published here: a cosine stepped at every update after the pretraining, ending at zero.
-
-        It is computed from a clock on the device, since a captured graph could not hold a new number every step.
-        """
-        last = self.config.num_epochs * self.config.num_steps_per_epoch
-        factor = 0.5 + 0.5 * torch.cos(self.clock.clamp(0, last) * (math.pi / last))
-        for optimizer in self.optimizers.values():
-            torch.mul(factor, optimizer.base_rate, out=optimizer.rate)
-        self.clock.add_(1)
 
     # --- Acting ---------------------------------------------------------------------------------------
 

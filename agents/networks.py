@@ -20,6 +20,7 @@ __all__ = [
     "MLP",
     "EDMNetwork",
     "GaussianActor",
+    "GaussianPolicy",
     "Network",
     "NoiseNetwork",
     "NormalizedTwinCritic",
@@ -176,14 +177,16 @@ def default_init(parameters: Parameters, generators: Sequence[torch.Generator]) 
                 parameters[name][member].copy_((2 * drawn - 1) * bound)
 
 
-def orthogonal_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
-    """Orthogonal weights (Saxe et al. 2014) and zero biases, one member a seed, drawn from the seed's generator."""
+def orthogonal_init(parameters: Parameters, generators: Sequence[torch.Generator], gain: float = 1.0) -> None:
+    """`gain` times orthogonal weights (Saxe et al. 2014), all else zero; each seed draws from its own generator."""
+    per_seed = parameters.members // len(generators)
     with torch.no_grad():
-        for member, generator in enumerate(generators):
+        for member in range(parameters.members):
+            generator = generators[member // per_seed]
             for name, shape in parameters.shapes.items():
                 value = torch.zeros(shape, device=generator.device)
                 if len(shape) == 2:
-                    torch.nn.init.orthogonal_(value, generator=generator)
+                    torch.nn.init.orthogonal_(value, gain, generator=generator)
                 parameters[name][member].copy_(value)
 
 
@@ -395,6 +398,50 @@ class ValueNetwork(MLP):
     def __call__(self, states: Tensor) -> Tensor:
         """states [S, B, state_dim] -> values [S, B]."""
         return super().__call__(states).squeeze(-1)
+
+
+class GaussianPolicy(MLP):
+    """A normal distribution over a / max_action: mean tanh(f(s)), one deviation a dimension whatever the state.
+
+    ReLU layers, one member a seed; the policy of implicit Q-learning (Kostrikov et al. 2022).
+    """
+
+    LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
+        layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        self.max_action, self.dropout, self.hidden = max_action, dropout, [hidden_dim] * layers
+        super().__init__([state_dim, *self.hidden, action_dim], seeds, device)
+        self.parameters = Parameters({**self.parameters.shapes, "log_std": (action_dim,)}, seeds, device)
+
+    def actions(self, states: Tensor) -> Tensor:
+        """The mean of the distribution, in the action box: states [S, B, state_dim] -> [S, B, A]."""
+        return torch.tanh(super().__call__(states)) * self.max_action
+
+    def log_likelihood(self, states: Tensor, actions: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Log density of a / max_action [S, B]; actions [S, B, A].
+
+        kept: what dropout keeps of the hidden layers, bool [S, B, layers * H]; None: everything.
+        """
+        p, x = self.parameters, states
+        parts = kept.split(self.hidden, dim=-1) if kept is not None else ()
+        for i, layer in enumerate(self._names[:-1]):
+            x = self.activation(linear(x, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+            if kept is not None:
+                x = x * parts[i] / (1 - self.dropout)
+        mean = torch.tanh(linear(x, p[f"{self._names[-1]}.weight"], p[f"{self._names[-1]}.bias"]))
+        log_std = p["log_std"].clamp(*self.LOG_STD).unsqueeze(1)
+        deviations = (actions / self.max_action - mean) / log_std.exp()
+        return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 
 
 class TanhGaussian(MLP):

@@ -1,5 +1,7 @@
 """Datasets, reward tuning in closed form, and the table that batches are drawn from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,7 @@ CLOSED_FORMS = {
     "no": lambda r: r,
     "normalize": lambda r: (r - 17 / 6) / np.sqrt(((r - 17 / 6) ** 2).sum() / 5),  # n - 1, as torch's std
     "iql_locomotion": lambda r: r / (7 - 3) * 1000,
+    "iql_returns": lambda r: r / (7 - 3) * 1000,
     "iql_antmaze": lambda r: r - 1,
     "cql_antmaze": lambda r: 4 * r - 2,
     "antmaze": lambda r: 2 * r - 0.5,
@@ -108,13 +111,26 @@ def test_iql_locomotion_without_a_scale_is_refused(terminals):
         tune_rewards("iql_locomotion", REWARDS, not_dones)
 
 
+def test_iql_returns_ends_an_episode_where_the_next_row_starts_elsewhere():
+    """Rows 0-1 end in a terminal, 2-3 at a gap, 4-5 with the file: returns 3, 4 and 10."""
+    states = np.array([[0.0], [1.0], [5.0], [6.0], [9.0], [10.0]], dtype=np.float32)
+    next_states = np.array([[1.0], [5.0], [6.0], [7.0], [10.0], [11.0]], dtype=np.float32)
+    not_dones = np.array([[1.0], [0.0], [1.0], [1.0], [1.0], [1.0]], dtype=np.float32)
+    data = Dataset(states, states, REWARDS, next_states, not_dones, "x", "y")
+    assert data.continues[:, 0].tolist() == [1, 0, 1, 0, 1, 0]
+    np.testing.assert_allclose(data.tuned("iql_returns").rewards, REWARDS / 7 * 1000, rtol=1e-6)
+    whole = dataclasses.replace(data, states=next_states - 1, not_dones=np.ones_like(REWARDS))
+    with pytest.raises(UserError, match="this set has 1 episodes"):
+        dataclasses.replace(whole, next_states=np.roll(whole.states, -1)).tuned("iql_returns")
+
+
 def test_normalize_of_constant_rewards_is_refused():
     with pytest.raises(UserError, match="deviation, which is zero"):
         tune_rewards("normalize", np.ones_like(REWARDS), NOT_DONES)
 
 
 def test_unknown_tuning_lists_the_known():
-    with pytest.raises(UserError, match="unknown reward_tune 'x'; known: no, normalize, iql_locomotion, iql_ant"):
+    with pytest.raises(UserError, match="unknown reward_tune 'x'; known: no, normalize, iql_locomotion, iql_ret"):
         make_dataset().tuned("x")
 
 

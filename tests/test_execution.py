@@ -363,6 +363,8 @@ def test_nothing_captured_waits_for_the_device(algo: str) -> None:
             return function(*args, **(kwargs or {}))
 
     everything = {"lr_decay": True, "gamma": 1.0} if algo == "dtql" else {}
+    if algo == "iql":
+        everything = {"dropout": 0.1}
     if algo in ("diffcps", "diffusion_ql"):
         everything = {"max_q_backup": True, "diffusion_steps": 2}
     run = runner("eager", [0, 3], algo=algo, **everything)

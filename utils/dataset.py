@@ -76,6 +76,18 @@ class Dataset:
         return self.actions.shape[1]
 
     @property
+    def continues(self) -> Array:
+        """[N, 1] float32: 0 where an episode ends, by a terminal or because the next row starts elsewhere, else 1.
+
+        A next row whose state lies over 1e-6 from this row's next state starts elsewhere: IQL's rule
+        (ikostrikov/implicit_q_learning, dataset_utils.py), since no D4RL file says where a time limit cut.
+        """
+        follows = np.zeros((self.size, 1), dtype=np.float32)  # the last row is followed by nothing
+        gaps = np.linalg.norm(self.states[1:] - self.next_states[:-1], axis=1)
+        follows[:-1, 0] = gaps <= 1e-6
+        return follows * self.not_dones
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the five arrays."""
         return sum(array.nbytes for array in self.columns.values())
@@ -87,7 +99,8 @@ class Dataset:
 
     def tuned(self, reward_tune: str) -> Dataset:
         """The same transitions with rewards rescaled by `tune_rewards`; the other arrays are shared."""
-        rewards = tune_rewards(reward_tune, self.rewards, self.not_dones)
+        continues = self.continues if reward_tune == "iql_returns" else None
+        rewards = tune_rewards(reward_tune, self.rewards, self.not_dones, continues)
         return dataclasses.replace(self, rewards=rewards, info={**self.info, "reward_tune": reward_tune})
 
     def to(self, device: torch.device | str) -> Table:
@@ -98,7 +111,7 @@ class Dataset:
 # --------------------------------------------------------------------------------------------------
 # Reward tuning, as the published code of DiffCPS and Diffusion-QL does it
 # --------------------------------------------------------------------------------------------------
-def _normalize(rewards: Array, not_dones: Array) -> Array:
+def _normalize(rewards: Array) -> Array:
     values = torch.from_numpy(rewards.copy())  # float32 mean and the n - 1 deviation, in torch as published
     deviation = values.std()
     if not torch.isfinite(deviation) or deviation == 0:
@@ -113,13 +126,7 @@ def _iql_locomotion(rewards: Array, not_dones: Array) -> Array:
     that follows in the file, and what comes after the last terminal is left out. A set without two different
     such returns (every HalfCheetah set: it never terminates) has no scale.
     """
-    ends = np.flatnonzero(not_dones[:, 0] == 0) + 1
-    starts = np.concatenate([[0], ends])[:-1]
-    # float32, added in file order: what the published loop's running sum rounds to.
-    returns = np.array(
-        [np.add.accumulate(rewards[i:j, 0], dtype=np.float32)[-1] for i, j in zip(starts, ends, strict=True)],
-        dtype=np.float32,
-    )
+    returns = _returns(rewards, not_dones)
     spread = np.float32(returns.max() - returns.min()) if len(returns) else np.float32(0)
     if not spread > 0:
         raise UserError(
@@ -129,23 +136,50 @@ def _iql_locomotion(rewards: Array, not_dones: Array) -> Array:
     return rewards / spread * np.float32(1000)
 
 
-# Name -> function of (rewards [N, 1], not_dones [N, 1]) that returns new rewards [N, 1].
+def _iql_returns(rewards: Array, continues: Array) -> Array:
+    """r · 1000 / (highest − lowest return), as IQL's own code counts episodes: a time limit ends one too."""
+    returns = _returns(rewards, continues)
+    spread = np.float32(returns.max() - returns.min()) if len(returns) else np.float32(0)
+    if not spread > 0:
+        raise UserError(
+            "reward_tune=iql_returns needs two episodes with different returns, and this set has "
+            f"{len(returns)} episodes; use another reward_tune"
+        )
+    return rewards / spread * np.float32(1000)
+
+
+def _returns(rewards: Array, continues: Array) -> Array:
+    """Returns of the episodes that end in a row where `continues` [N, 1] is 0; what follows the last is left out."""
+    ends = np.flatnonzero(continues[:, 0] == 0) + 1
+    starts = np.concatenate([[0], ends])[:-1]
+    # float32, added in file order: what the published loop's running sum rounds to.
+    return np.array(
+        [np.add.accumulate(rewards[i:j, 0], dtype=np.float32)[-1] for i, j in zip(starts, ends, strict=True)],
+        dtype=np.float32,
+    )
+
+
+# Name -> function of (rewards, not_dones, continues), each [N, 1], that returns new rewards [N, 1].
 _TUNES = {
-    "no": lambda rewards, not_dones: rewards,
-    "normalize": _normalize,
-    "iql_locomotion": _iql_locomotion,
-    "iql_antmaze": lambda rewards, not_dones: rewards - np.float32(1),
-    "cql_antmaze": lambda rewards, not_dones: (rewards - np.float32(0.5)) * np.float32(4),
-    "antmaze": lambda rewards, not_dones: (rewards - np.float32(0.25)) * np.float32(2),
+    "no": lambda rewards, *_: rewards,
+    "normalize": lambda rewards, *_: _normalize(rewards),
+    "iql_locomotion": lambda rewards, not_dones, _: _iql_locomotion(rewards, not_dones),
+    "iql_returns": lambda rewards, _, continues: _iql_returns(rewards, continues),
+    "iql_antmaze": lambda rewards, *_: rewards - np.float32(1),
+    "cql_antmaze": lambda rewards, *_: (rewards - np.float32(0.5)) * np.float32(4),
+    "antmaze": lambda rewards, *_: (rewards - np.float32(0.25)) * np.float32(2),
 }
 REWARD_TUNES = tuple(_TUNES)
 
 
-def tune_rewards(reward_tune: str, rewards: Array, not_dones: Array) -> Array:
-    """Rewards [N, 1] as the learner sees them; UserError for an unknown name or a set that has no scale."""
+def tune_rewards(reward_tune: str, rewards: Array, not_dones: Array, continues: Array | None = None) -> Array:
+    """Rewards [N, 1] as the learner sees them; UserError for an unknown name or a set that has no scale.
+
+    `continues` [N, 1] is 0 where an episode ends (`Dataset.continues`); without it, terminals alone end one.
+    """
     if reward_tune not in _TUNES:
         raise UserError(f"unknown reward_tune {reward_tune!r}; known: {', '.join(REWARD_TUNES)}")
-    return _TUNES[reward_tune](rewards, not_dones)
+    return _TUNES[reward_tune](rewards, not_dones, not_dones if continues is None else continues)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -177,6 +211,18 @@ class Table:
     @property
     def device(self) -> torch.device:
         return self.rows.device
+
+    @property
+    def continues(self) -> Array:
+        """[N, 1] float32: 0 where an episode ends, by a terminal or because the next row starts elsewhere, else 1.
+
+        A next row whose state lies over 1e-6 from this row's next state starts elsewhere: IQL's rule
+        (ikostrikov/implicit_q_learning, dataset_utils.py), since no D4RL file says where a time limit cut.
+        """
+        follows = np.zeros((self.size, 1), dtype=np.float32)  # the last row is followed by nothing
+        gaps = np.linalg.norm(self.states[1:] - self.next_states[:-1], axis=1)
+        follows[:-1, 0] = gaps <= 1e-6
+        return follows * self.not_dones
 
     @property
     def nbytes(self) -> int:

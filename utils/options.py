@@ -18,7 +18,8 @@ __all__ = ["Parser", "build_parser", "config_table", "overrides", "parse", "pars
 
 # One line for every setting of every algorithm (a test checks that none is missing).
 HELP = {
-    "reward_tune": "rewards as the learner sees them: no, normalize, iql_locomotion, iql_antmaze, cql_antmaze, antmaze",
+    "reward_tune": "rewards as the learner sees them: no, normalize, iql_locomotion, iql_returns, iql_antmaze, "
+    "cql_antmaze, antmaze",
     "batch_size": "transitions a gradient step",
     "num_epochs": "length of the run in epochs",
     "num_steps_per_epoch": "gradient steps an epoch",
@@ -27,7 +28,7 @@ HELP = {
     "action_candidates": "actions a state at evaluation, one drawn by softmax of the target critics' minimum",
     "learning_rate": "Adam's rate for the policy",
     "critic_learning_rate": "Adam's rate for the critics",
-    "lr_decay": "cosine decay as published: it ends at 0.999 of the start (DTQL: at zero)",
+    "lr_decay": "cosine decay as published: it ends at 0.999 of the start (DTQL, IQL: at zero)",
     "lr_decay_full": "cosine decay that ends at zero",
     "grad_norm": "clip every network's gradient at this norm; 0: never",
     "hidden_dim": "width of the networks' hidden layers",
@@ -53,6 +54,8 @@ HELP = {
     "gamma": "weight of the one-step policy's negative log-likelihood of the data",
     "expectile": "expectile of min Q that V learns",
     "sample_actions": "act by a sample of the policy; else by its mean",
+    "beta": "inverse temperature of the advantage weights",
+    "dropout": "share of the policy's hidden units that are dropped in training",
     "sigma_min": "least noise level",
     "sigma_max": "largest noise level",
     "sigma_data": "deviation of the actions that the preconditioning assumes",
