@@ -7,6 +7,7 @@ from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
 from agents.iql import IQL
+from agents.td3_bc import TD3BC
 
 __all__ = ["AGENTS"]
 
@@ -17,4 +18,5 @@ AGENTS: dict[str, type[Agent]] = {
     "dtql": DTQL,
     "bc": BC,
     "iql": IQL,
+    "td3_bc": TD3BC,
 }

@@ -317,6 +317,12 @@ class Agent:
 
     # --- Numbers made of the whole table ----------------------------------------------------------------
 
+    def observe(self, transitions: Transitions) -> None:
+        """Take what the agent needs to know of the data as a whole, such as the states' mean and deviation.
+
+        Called once, before the first step; what is kept stands in `networks`, so that a checkpoint has it.
+        """
+
     def plan_step(self, step: int) -> int | None:
         """The step just before which the planned columns that `step` reads are made; None where it reads none.
 

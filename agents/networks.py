@@ -18,6 +18,7 @@ from torch.nn import functional
 
 __all__ = [
     "MLP",
+    "DeterministicActor",
     "EDMNetwork",
     "GaussianActor",
     "GaussianPolicy",
@@ -25,6 +26,7 @@ __all__ = [
     "NoiseNetwork",
     "NormalizedTwinCritic",
     "Parameters",
+    "TD3Critic",
     "TanhGaussian",
     "TwinCritic",
     "ValueNetwork",
@@ -39,6 +41,7 @@ __all__ = [
 
 HIDDEN = 256  # width of every hidden layer in the published networks, and the default of all
 TIME_DIM = 16  # width of the time embedding
+KINDS = ("weight", "bias")  # what a linear layer has
 
 Shapes = Mapping[str, Sequence[int]]
 Activation = Callable[[Tensor], Tensor]
@@ -355,10 +358,42 @@ class NormalizedTwinCritic(TwinCritic):
         return hidden.squeeze(-1)
 
 
+class TD3Critic(TwinCritic):
+    """Q1 and Q2 of TD3 and its heirs: ReLU layers of these widths, named l1, l2 ... on through both critics."""
+
+    def __init__(
+        self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, widths: Sequence[int]
+    ) -> None:
+        self.state_dim, self.activation = state_dim, torch.relu
+        names = [str(2 * i) for i in range(len(widths) + 1)]
+        shapes = _layers(names, [state_dim + action_dim, *widths, 1])
+        self.parameters, self._later = Parameters(shapes, 2 * seeds, device), names[1:]
+        # Layer k of critic i (from 0) is l(k + 1 + i layers) as published.
+        self._published = [{f"l{k + 1 + i * len(names)}": name for k, name in enumerate(names)} for i in (0, 1)]
+
+    def seed_state(self, seed: int) -> dict[str, Tensor]:
+        """Seed number `seed`'s pair under the published names."""
+        state = {}
+        for i, layers in enumerate(self._published):
+            own = self.parameters.member_state(2 * seed + i)
+            state |= {f"{layer}.{kind}": own[f"{name}.{kind}"] for layer, name in layers.items() for kind in KINDS}
+        return state
+
+    def load_seed(self, seed: int, state: Mapping[str, Tensor]) -> None:
+        """Write seed number `seed`'s pair from published names. Raises ValueError as `Parameters.load_member`."""
+        for i, layers in enumerate(self._published):
+            names = {f"{layer}.{kind}": f"{name}.{kind}" for layer, name in layers.items() for kind in KINDS}
+            missing = [name for name in names if name not in state]
+            if missing:
+                raise ValueError(f"the weights lack {missing[0]!r}; they have {', '.join(state)}")
+            self.parameters.load_member(2 * seed + i, {own: state[name] for name, own in names.items()})
+
+
 class MLP(Network):
     """A chain of linear layers with an activation between them. One member a seed, or `members`.
 
-    Weights are named `<prefix>.0`, `<prefix>.2`, ...: the places of the linear layers in an `nn.Sequential`.
+    Weights are named `<prefix>.0`, `<prefix>.2`, ...: the places of the linear layers in an `nn.Sequential`; or `names`
+    has a name for each layer.
     """
 
     def __init__(
@@ -368,9 +403,10 @@ class MLP(Network):
         device: torch.device | str,
         activation: Activation = torch.relu,
         prefix: str = "net",
+        names: Sequence[str] | None = None,
     ) -> None:
         self.activation = activation
-        self._names = [f"{prefix}.{2 * i}" for i in range(len(sizes) - 1)]
+        self._names = list(names) if names else [f"{prefix}.{2 * i}" for i in range(len(sizes) - 1)]
         self.parameters = Parameters(_layers(self._names, sizes), members, device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -475,6 +511,27 @@ class TanhGaussian(MLP):
         """Log density of atanh(a / (max_action + margin)) [S, B]; as published, without the tanh's own density."""
         deviations = (torch.atanh(actions / (self.max_action + self.MARGIN)) - mean) / log_std.exp()
         return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+class DeterministicActor(MLP):
+    """max_action * tanh(f(s)) over ReLU layers named l1, l2 ... One member a seed."""
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        seeds: int,
+        device: torch.device | str,
+        widths: Sequence[int],
+    ) -> None:
+        self.max_action = max_action
+        names = [f"l{k + 1}" for k in range(len(widths) + 1)]
+        super().__init__([state_dim, *widths, action_dim], seeds, device, names=names)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """states [S, B, state_dim] -> actions [S, B, A]."""
+        return torch.tanh(super().__call__(states)) * self.max_action
 
 
 class GaussianActor(MLP):

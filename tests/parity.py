@@ -22,6 +22,12 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(str(recorded.pop("config"))), recorded
 
 
+def part(recorded: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    """What a recording holds under `<prefix>/`, by the rest of its names."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): _tensor(value) for name, value in recorded.items() if name.startswith(start)}
+
+
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """What every recorded case names, under this project's words; the case's own coefficients come on top."""
     return {

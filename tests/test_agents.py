@@ -20,6 +20,7 @@ from utils.dataset import Columns
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 16, 0.7
 QUICK = {"ema_start": 2, "action_candidates": 8, "clip_denoised": MAX_ACTION}  # where an agent has them
+UNTRAINED = ("lambda", "normalizer")  # may stand still in a few steps
 
 every_agent = pytest.mark.parametrize("algo", list(AGENTS))
 
@@ -112,7 +113,7 @@ def test_training_moves_the_policy(algo: str) -> None:
     agent.step = 2  # from here on every average moves too
     train(agent, generators, 2 * agent.period)
     after = parameters(agent)
-    assert all(not torch.equal(before[name], after[name]) for name in before if name != "lambda")
+    assert all(not torch.equal(before[name], after[name]) for name in before if name not in UNTRAINED)
     assert (agent.act(states, rngs([5])) - first).abs().max() > 1e-3
 
 

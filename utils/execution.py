@@ -48,6 +48,7 @@ class Learner(Protocol):
     def phase(self, step: int) -> int: ...
     def schedule(self, step: int) -> tuple[float, ...]: ...
     def prepare(self) -> None: ...
+    def observe(self, transitions: Any) -> None: ...
     def plan_step(self, step: int) -> int | None: ...
     def plan(self, transitions: Any, rng: Sequence[torch.Generator], columns: Mapping[str, Tensor]) -> None: ...
     def draw(self, rng: Sequence[torch.Generator], batch_size: int, steps: int) -> dict[str, Tensor]: ...
@@ -59,7 +60,7 @@ class Learner(Protocol):
 
 
 class Transitions(Protocol):
-    """What is needed of a dataset on the device (`utils.dataset.Table`); a plan reads more of it."""
+    """What is needed of a dataset on the device (`utils.dataset.Table`); `observe` and `plan` read more of it."""
 
     size: int
 
@@ -102,6 +103,7 @@ class Runner:
         self._indices: Tensor | None = None
         self._draws: dict[str, Tensor] = {}
         self._graphs: dict[int, _CapturedPeriod] = {}
+        agent.observe(table)
         self._plan = _Plan(agent, table) if agent.planned else None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
