@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = [
     "CONFIGS",
+    "AWRConfig",
     "BCConfig",
     "Config",
     "DTQLConfig",
@@ -121,6 +122,22 @@ class DTQLConfig(CriticConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AWRConfig(Config):
+    """AWR (Peng et al. 2019): awr_configs.py and learning/awr_agent.py of its code (xbpeng/awr); rates are Adam's."""
+
+    num_epochs: int = 1000
+    grad_norm: float = 0.0  # the published code clips nothing
+    critic_learning_rate: float = 3e-4
+    discount: float = 0.99
+    td_lambda: float = 0.95
+    temperature: float = 1.0  # the paper's beta, of advantages that are normalised over the data
+    weight_max: float = 20.0
+    plan_interval: int = 1000  # steps between new returns and weights: the policy's steps an iteration
+    action_std: float = 0.4  # of the policy, in units of the action box
+    sample_actions: bool = False  # act by a sample of the policy; else by its mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class BCConfig(Config):
     """Behaviour cloning with a Gaussian; length and network of TD3+BC's code (sfujim/TD3_BC), whose table has it."""
 
@@ -176,6 +193,7 @@ CONFIGS: dict[str, type[Config]] = {
     "diffusion_bc": DiffusionBCConfig,
     "dtql": DTQLConfig,
     "bc": BCConfig,
+    "awr": AWRConfig,
     "iql": IQLConfig,
     "td3_bc": TD3BCConfig,
 }
@@ -214,6 +232,12 @@ COMMON_SETTINGS: dict[str, Row] = {
 }
 
 DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
+    "awr": {
+        "antmaze": {"eval_episodes": 100, "action_std": 0.2},  # the deviation of the published Ant
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"sample_actions": True},  # the figures show a policy's distribution
+    },
     "diffcps": {
         "locomotion": {},
         "antmaze": {
@@ -419,9 +443,10 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 POSITIVE = (
     "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
+    "temperature", "weight_max", "plan_interval", "action_std",
     "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
 )  # fmt: skip
-FRACTIONS = ("discount", "tau", "ema_decay", "expectile", "dropout")
+FRACTIONS = ("discount", "tau", "td_lambda", "ema_decay", "expectile", "dropout")
 NOT_NEGATIVE = (
     "grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs",
     "beta", "target_noise", "target_noise_clip",

@@ -1,6 +1,7 @@
 """The learning rules. This dict is the whole registry: `--algo` takes its keys."""
 
 from agents.agent import Agent
+from agents.awr import AWR
 from agents.bc import BC
 from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
@@ -17,6 +18,7 @@ AGENTS: dict[str, type[Agent]] = {
     "diffusion_bc": DiffusionBC,
     "dtql": DTQL,
     "bc": BC,
+    "awr": AWR,
     "iql": IQL,
     "td3_bc": TD3BC,
 }

@@ -279,7 +279,8 @@ def planned(agent: Agent, rows: int = 30) -> dict[str, Tensor]:
     table = small.dataset(rows, STATES, ACTIONS).to("cpu")
     columns = Columns(agent.planned, agent.num_seeds, rows, "cpu")
     columns.rows.fill_(float("nan"))
-    agent.plan(table, rngs(agent.seeds), columns.views)
+    with torch.no_grad():
+        agent.plan(table, rngs(agent.seeds), columns.views)
     return columns.views
 
 
