@@ -16,6 +16,7 @@ __all__ = [
     "CONFIGS",
     "AWRConfig",
     "BCConfig",
+    "BCQConfig",
     "Config",
     "DTQLConfig",
     "DiffCPSConfig",
@@ -187,6 +188,25 @@ class TD3BCConfig(Config):
     normalize_states: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class BCQConfig(Config):
+    """BCQ (Fujimoto et al. 2019): continuous_BCQ/ of its code (sfujim/BCQ), 5 10^5 steps as D4RL's own evaluation."""
+
+    batch_size: int = 100
+    num_epochs: int = 500
+    learning_rate: float = 1e-3  # of the perturbation
+    grad_norm: float = 0.0  # the published code clips nothing
+    hidden_dim: int = 400  # the second layer has three quarters of it: 400 and 300 as published
+    vae_hidden_dim: int = 750
+    vae_learning_rate: float = 1e-3
+    critic_learning_rate: float = 1e-3
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the targets' averages
+    phi: float = 0.05  # largest perturbation, in units of the action box
+    min_weight: float = 0.75  # of the critics' minimum in the target, the rest of their maximum; the paper's lambda
+    action_candidates: int = 100
+
+
 CONFIGS: dict[str, type[Config]] = {
     "diffcps": DiffCPSConfig,
     "diffusion_ql": DiffusionQLConfig,
@@ -196,6 +216,7 @@ CONFIGS: dict[str, type[Config]] = {
     "awr": AWRConfig,
     "iql": IQLConfig,
     "td3_bc": TD3BCConfig,
+    "bcq": BCQConfig,
 }
 
 Row = dict[str, Any]
@@ -282,6 +303,12 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "antmaze": {"reward_tune": "iql_antmaze", "eval_episodes": 100},
         "adroit": {"eval_episodes": 100},
         "kitchen": {"eval_episodes": 100},
+    },
+    "bcq": {  # D4RL's evaluation (Fu et al. 2020) has the same settings and the data's own rewards everywhere
+        "antmaze": {"eval_episodes": 100},
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"vae_hidden_dim": 128},
     },
     "bc": {
         "antmaze": {"eval_episodes": 100},
@@ -445,11 +472,13 @@ POSITIVE = (
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
     "temperature", "weight_max", "plan_interval", "action_std",
     "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
+    "vae_hidden_dim", "vae_learning_rate",
 )  # fmt: skip
 FRACTIONS = ("discount", "tau", "td_lambda", "ema_decay", "expectile", "dropout")
+FRACTIONS = ("discount", "tau", "ema_decay", "expectile", "dropout", "min_weight")
 NOT_NEGATIVE = (
     "grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs",
-    "beta", "target_noise", "target_noise_clip",
+    "beta", "target_noise", "target_noise_clip", "phi",
 )  # fmt: skip
 
 

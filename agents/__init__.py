@@ -3,6 +3,7 @@
 from agents.agent import Agent
 from agents.awr import AWR
 from agents.bc import BC
+from agents.bcq import BCQ
 from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
@@ -21,4 +22,5 @@ AGENTS: dict[str, type[Agent]] = {
     "awr": AWR,
     "iql": IQL,
     "td3_bc": TD3BC,
+    "bcq": BCQ,
 }

@@ -21,6 +21,7 @@ __all__ = [
     "Rng",
     "Transitions",
     "average",
+    "best_candidates",
     "blocks",
     "candidates_softmax",
     "cosine_decay",
@@ -183,6 +184,12 @@ def blocks(size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of `PLAN_ROWS` of `size` rows, the last one perhaps shorter."""
     for start in range(0, size, PLAN_ROWS):
         yield start, min(start + PLAN_ROWS, size)
+
+
+def best_candidates(values: Tensor, actions: Tensor) -> Tensor:
+    """The action of greatest value among C a state: values [S, N, C], actions [S, N, C, A] -> [S, N, A]."""
+    index = values.argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, actions.shape[3])
+    return actions.gather(2, index).squeeze(2)
 
 
 class Agent:

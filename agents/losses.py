@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["advantage_weights", "expectile_loss"]
+__all__ = ["advantage_weights", "expectile_loss", "soft_clipped_backup"]
 
 
 def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
@@ -23,3 +23,13 @@ def advantage_weights(advantages: Tensor, beta: float, limit: float = 100.0) -> 
     (Peng et al. 2019); implicit Q-learning's code cuts them at 100.
     """
     return (beta * advantages).exp().clamp(max=limit)
+
+
+def soft_clipped_backup(values: Tensor, weight: float, actions: int) -> Tensor:
+    """BCQ's value of a next state: values [S, 2, B * R] of R = `actions` actions of each state -> [S, B].
+
+    The greatest, over the actions, of `weight` times the critics' minimum + (1 - weight) times their maximum
+    (Fujimoto et al. 2019, section 4).
+    """
+    mixed = weight * values.amin(dim=1) + (1 - weight) * values.amax(dim=1)
+    return mixed.unflatten(1, (-1, actions)).amax(dim=2)

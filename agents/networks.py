@@ -26,11 +26,14 @@ __all__ = [
     "NoiseNetwork",
     "NormalizedTwinCritic",
     "Parameters",
+    "Perturbation",
     "TD3Critic",
     "TanhGaussian",
     "TwinCritic",
     "ValueNetwork",
+    "VariationalAutoencoder",
     "default_init",
+    "first_layer",
     "gradients",
     "layer_norm",
     "linear",
@@ -193,6 +196,18 @@ def orthogonal_init(parameters: Parameters, generators: Sequence[torch.Generator
                 parameters[name][member].copy_(value)
 
 
+def first_layer(states: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A layer over [state | x]: states [M, B, d], x [M, B * R, e], weight [M, out, d + e] -> [M, B * R, out].
+
+    R rows of x stand side by side for each state; the state's share is computed once for them.
+    """
+    dim, repeats = states.shape[2], x.shape[1] // states.shape[1]
+    part = linear(states, weight[:, :, :dim], bias)
+    if repeats > 1:
+        part = part.repeat_interleave(repeats, dim=1)
+    return torch.baddbmm(part, x, weight[:, :, dim:].mT)
+
+
 def _layers(names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Shapes of a chain of linear layers, in the order in which the published modules list them."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -286,7 +301,7 @@ class TwinCritic(Network):
         layers: int = 3,
         activation: Activation = mish,
     ) -> None:
-        self.state_dim, self.activation = state_dim, activation
+        self.activation = activation
         names = [str(2 * i) for i in range(layers + 1)]
         sizes = [state_dim + action_dim, *[hidden_dim] * layers, 1]
         self.parameters, self._later = Parameters(_layers(names, sizes), 2 * seeds, device), names[1:]
@@ -311,11 +326,7 @@ class TwinCritic(Network):
         return self._value(chosen, states, actions)
 
     def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        weight, repeats = p["0.weight"], actions.shape[1] // states.shape[1]
-        part = linear(states, weight[:, :, : self.state_dim], p["0.bias"])
-        if repeats > 1:
-            part = part.repeat_interleave(repeats, dim=1)
-        hidden = torch.baddbmm(part, actions, weight[:, :, self.state_dim :].mT)
+        hidden = first_layer(states, actions, p["0.weight"], p["0.bias"])
         for layer in self._later:
             hidden = linear(self.activation(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
         return hidden.squeeze(-1)
@@ -341,17 +352,12 @@ class NormalizedTwinCritic(TwinCritic):
     def __init__(
         self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, hidden_dim: int = HIDDEN
     ) -> None:
-        self.state_dim = state_dim
         shapes = _layers(["0", "3", "6", "9"], [state_dim + action_dim, hidden_dim, hidden_dim, hidden_dim, 1])
         shapes |= {f"{norm}.{kind}": (hidden_dim,) for norm in (1, 4, 7) for kind in ("weight", "bias")}
         self.parameters = Parameters(shapes, 2 * seeds, device)
 
     def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        weight, repeats = p["0.weight"], actions.shape[1] // states.shape[1]
-        part = linear(states, weight[:, :, : self.state_dim], p["0.bias"])
-        if repeats > 1:
-            part = part.repeat_interleave(repeats, dim=1)
-        hidden = torch.baddbmm(part, actions, weight[:, :, self.state_dim :].mT)
+        hidden = first_layer(states, actions, p["0.weight"], p["0.bias"])
         for norm, layer in (("1", "3"), ("4", "6"), ("7", "9")):
             hidden = mish(layer_norm(hidden, p[f"{norm}.weight"], p[f"{norm}.bias"]))
             hidden = linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"])
@@ -364,7 +370,7 @@ class TD3Critic(TwinCritic):
     def __init__(
         self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, widths: Sequence[int]
     ) -> None:
-        self.state_dim, self.activation = state_dim, torch.relu
+        self.activation = torch.relu
         names = [str(2 * i) for i in range(len(widths) + 1)]
         shapes = _layers(names, [state_dim + action_dim, *widths, 1])
         self.parameters, self._later = Parameters(shapes, 2 * seeds, device), names[1:]
@@ -595,6 +601,89 @@ class EDMNetwork(Network):
         for layer in ("layers.layers.1", "layers.layers.3", "layers.layers.5"):
             hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
         return linear(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
+
+
+class Perturbation(Network):
+    """a + phi max_action tanh(f(s, a)), cut to the action box (BCQ; Fujimoto et al. 2019). One member a seed."""
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        phi: float,
+        seeds: int,
+        device: torch.device | str,
+        widths: Sequence[int],
+    ) -> None:
+        self.max_action, self.phi = max_action, phi
+        self._names = [f"l{k + 1}" for k in range(len(widths) + 1)]
+        self.parameters = Parameters(_layers(self._names, [state_dim + action_dim, *widths, action_dim]), seeds, device)
+
+    def __call__(self, states: Tensor, actions: Tensor) -> Tensor:
+        """states [S, B, state_dim], actions [S, B * R, A], R for each state side by side -> [S, B * R, A]."""
+        p = self.parameters
+        hidden = first_layer(states, actions, p["l1.weight"], p["l1.bias"])
+        for layer in self._names[1:]:
+            hidden = linear(torch.relu(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
+        shift = self.phi * self.max_action * torch.tanh(hidden)
+        return (actions + shift).clamp(-self.max_action, self.max_action)
+
+
+class VariationalAutoencoder(Network):
+    """The behaviour model of BCQ and BEAR: an action's latent code given the state, and back. One member a seed.
+
+    Both ways two ReLU layers of width H. The code has twice the action's dimensions.
+    """
+
+    LOG_STD = (-4.0, 15.0)  # bounds of the code's log deviation
+    CODES = 0.5  # codes drawn for sampling are cut at this: actions that the data make likely
+    KL_WEIGHT = 0.5
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int,
+    ) -> None:
+        self.max_action, self.latent_dim = max_action, 2 * action_dim
+        shapes = _layers(["e1", "e2", "mean"], [state_dim + action_dim, hidden_dim, hidden_dim, self.latent_dim])
+        shapes |= _layers(["log_std"], [hidden_dim, self.latent_dim])
+        shapes |= _layers(["d1", "d2", "d3"], [state_dim + self.latent_dim, hidden_dim, hidden_dim, action_dim])
+        self.parameters = Parameters(shapes, seeds, device)
+
+    def encode(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """states [S, B, state_dim], actions [S, B, A] -> mean and log deviation of the code, each [S, B, 2 A]."""
+        p = self.parameters
+        hidden = torch.relu(first_layer(states, actions, p["e1.weight"], p["e1.bias"]))
+        hidden = torch.relu(linear(hidden, p["e2.weight"], p["e2.bias"]))
+        mean = linear(hidden, p["mean.weight"], p["mean.bias"])
+        return mean, linear(hidden, p["log_std.weight"], p["log_std.bias"]).clamp(*self.LOG_STD)
+
+    def decode(self, states: Tensor, codes: Tensor) -> Tensor:
+        """states [S, B, state_dim], codes [S, B * R, 2 A] -> actions before the tanh [S, B * R, A]."""
+        p = self.parameters
+        hidden = torch.relu(first_layer(states, codes, p["d1.weight"], p["d1.bias"]))
+        hidden = torch.relu(linear(hidden, p["d2.weight"], p["d2.bias"]))
+        return linear(hidden, p["d3.weight"], p["d3.bias"])
+
+    def actions(self, raw: Tensor) -> Tensor:
+        """The actions in the box that `decode`'s numbers stand for."""
+        return torch.tanh(raw) * self.max_action
+
+    def sample(self, states: Tensor, noise: Tensor) -> Tensor:
+        """Actions before the tanh from standard normal `noise` [S, B * R, 2 A], which is cut at `CODES`."""
+        return self.decode(states, noise.clamp(-self.CODES, self.CODES))
+
+    def loss(self, states: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of the decoded action + KL_WEIGHT KL(code || standard normal), means over dimensions [S]."""
+        mean, log_std = self.encode(states, actions)
+        decoded = self.actions(self.decode(states, mean + log_std.exp() * noise))
+        kl = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp())
+        return ((decoded - actions).square().mean(dim=(1, 2))) + self.KL_WEIGHT * kl.mean(dim=(1, 2))
 
 
 def _pair(x: Tensor) -> Tensor:

@@ -19,7 +19,12 @@ from tests import small
 from utils.dataset import Columns
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 16, 0.7
-QUICK = {"ema_start": 2, "action_candidates": 8, "clip_denoised": MAX_ACTION}  # where an agent has them
+QUICK = {
+    "ema_start": 2,
+    "action_candidates": 8,
+    "clip_denoised": MAX_ACTION,
+    "vae_hidden_dim": 32,
+}  # where an agent has them
 UNTRAINED = ("lambda", "normalizer")  # may stand still in a few steps
 
 every_agent = pytest.mark.parametrize("algo", list(AGENTS))
