@@ -17,6 +17,7 @@ __all__ = [
     "AWRConfig",
     "BCConfig",
     "BCQConfig",
+    "CQLConfig",
     "Config",
     "DTQLConfig",
     "DiffCPSConfig",
@@ -207,6 +208,22 @@ class BCQConfig(Config):
     action_candidates: int = 100
 
 
+@dataclass(frozen=True, kw_only=True)
+class CQLConfig(Config):
+    """CQL(H) (Kumar et al. 2020). The official code's README and d4rl/examples, where a row names no other source."""
+
+    num_epochs: int = 1000  # the paper's 10^6 steps; the example scripts go on to 3 * 10^6
+    learning_rate: float = 1e-4  # of the policy and its entropy's weight
+    grad_norm: float = 0.0  # nothing is clipped
+    critic_learning_rate: float = 3e-4
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    min_q_weight: float = 5.0  # of the conservative term
+    target_action_gap: float = -1.0  # what a Lagrange multiplier holds that term at; below 0: no multiplier
+    max_q_backup: bool = False  # each critic's best of 10 next actions in the target
+    bc_steps: int = 40_000  # steps from the start at which the policy clones the data (`policy_eval_start`)
+
+
 CONFIGS: dict[str, type[Config]] = {
     "diffcps": DiffCPSConfig,
     "diffusion_ql": DiffusionQLConfig,
@@ -217,6 +234,7 @@ CONFIGS: dict[str, type[Config]] = {
     "iql": IQLConfig,
     "td3_bc": TD3BCConfig,
     "bcq": BCQConfig,
+    "cql": CQLConfig,
 }
 
 Row = dict[str, Any]
@@ -316,6 +334,12 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "kitchen": {"eval_episodes": 100},
         "bandit": {"sample_actions": True},  # the figures show a policy's distribution
     },
+    "cql": {  # AntMaze: the official README; Adroit: CORL (tinkoff-ai/CORL, configs/offline/cql/pen), for want of
+        # official ones, without its state normalisation. Kitchen's are published nowhere: the defaults.
+        "antmaze": {"reward_tune": "cql_antmaze", "eval_episodes": 100, "target_action_gap": 5.0},
+        "adroit": {"eval_episodes": 100, "learning_rate": 3e-5, "min_q_weight": 1.0, "target_action_gap": 5.0},
+        "kitchen": {"eval_episodes": 100},
+    },
     "iql": {  # mujoco_config.py, antmaze_config.py and, for both others, kitchen_config.py of the official code
         "locomotion": {"reward_tune": "iql_returns"},
         "antmaze": {"reward_tune": "iql_antmaze", "eval_episodes": 100, "expectile": 0.9, "beta": 10.0},
@@ -389,6 +413,10 @@ TASK_SETTINGS: dict[str, dict[str, Row]] = {
         "kitchen-mixed-v0": {},
     },
 }
+
+
+# 5 or 10, says the official README; which one where, d3rlpy's reproductions/offline/cql.py: 10 on the medium sets.
+TASK_SETTINGS["cql"] = {f"{robot}-medium-v2": {"min_q_weight": 10.0} for robot in ("halfcheetah", "hopper", "walker2d")}
 
 
 def _without_critics(rows: dict[str, Row]) -> dict[str, Row]:
@@ -479,6 +507,7 @@ FRACTIONS = ("discount", "tau", "ema_decay", "expectile", "dropout", "min_weight
 NOT_NEGATIVE = (
     "grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs",
     "beta", "target_noise", "target_noise_clip", "phi",
+    "beta", "min_q_weight", "bc_steps",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "integers",
     "keep_masks",
     "normals",
+    "uniforms",
 ]
 
 # Candidate actions of all seeds that are computed at once. On one core 2,048 candidates of DTQL take a third of the
@@ -146,6 +147,12 @@ def _generators(rng: Rng, seeds: int) -> Sequence[torch.Generator]:
 def normals(rng: Rng, seeds: int, steps: int, shape: Sequence[int]) -> Tensor:
     """Standard normals [steps, S, *shape], drawn seed by seed so that a seed sees the same alone and in company."""
     drawn = [torch.randn(steps, *shape, generator=g, device=g.device) for g in _generators(rng, seeds)]
+    return torch.stack(drawn, dim=1)
+
+
+def uniforms(rng: Rng, seeds: int, steps: int, shape: Sequence[int]) -> Tensor:
+    """Uniform numbers in [0, 1), [steps, S, *shape]."""
+    drawn = [torch.rand(steps, *shape, generator=g, device=g.device) for g in _generators(rng, seeds)]
     return torch.stack(drawn, dim=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["advantage_weights", "expectile_loss", "soft_clipped_backup"]
+__all__ = ["advantage_weights", "conservative_gap", "expectile_loss", "soft_clipped_backup"]
 
 
 def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
@@ -33,3 +33,12 @@ def soft_clipped_backup(values: Tensor, weight: float, actions: int) -> Tensor:
     """
     mixed = weight * values.amin(dim=1) + (1 - weight) * values.amax(dim=1)
     return mixed.unflatten(1, (-1, actions)).amax(dim=2)
+
+
+def conservative_gap(sampled: Tensor, log_density: Tensor, data: Tensor) -> Tensor:
+    """log sum_k exp(Q_k - log density_k) - Q_data (Kumar et al. 2020, eq. 4 and app. F): [..., K], [..., K], [...].
+
+    Over K actions drawn with these densities the sum is K times an unbiased estimate of the integral of exp Q; log K
+    is kept, as published.
+    """
+    return (sampled - log_density).logsumexp(dim=-1) - data

@@ -39,6 +39,7 @@ __all__ = [
     "linear",
     "mish",
     "orthogonal_init",
+    "shrink_layer",
     "sinusoidal_embedding",
 ]
 
@@ -206,6 +207,14 @@ def first_layer(states: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tens
     if repeats > 1:
         part = part.repeat_interleave(repeats, dim=1)
     return torch.baddbmm(part, x, weight[:, :, dim:].mT)
+
+
+@torch.no_grad()
+def shrink_layer(parameters: Parameters, layer: str, bound: float) -> None:
+    """Bring a layer that `default_init` filled down to U(-bound, bound)."""
+    scale = bound * math.sqrt(parameters.shapes[f"{layer}.weight"][1])
+    for kind in ("weight", "bias"):
+        parameters[f"{layer}.{kind}"].mul_(scale)
 
 
 def _layers(names: Sequence[str], sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -512,6 +521,21 @@ class TanhGaussian(MLP):
     def actions(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
         """The action that standard normal `noise` gives; the shapes broadcast."""
         return torch.tanh(mean + log_std.exp() * noise) * self.max_action
+
+    def sample(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions that standard normal `noise` [..., A] gives, and their log densities [...] over the unit box."""
+        raw = mean + log_std.exp() * noise
+        return torch.tanh(raw) * self.max_action, self._squashed(mean, log_std, raw)
+
+    def log_density(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+        """Log density of a / max_action [S, B]; beyond 1 - 1e-6 of the box an action counts as there."""
+        inside = (actions / self.max_action).clamp(-1 + 1e-6, 1 - 1e-6)
+        return self._squashed(mean, log_std, torch.atanh(inside))
+
+    def _squashed(self, mean: Tensor, log_std: Tensor, raw: Tensor) -> Tensor:
+        """Log density of tanh(raw): the normal's, less log tanh'(raw) = 2 (log 2 - raw - softplus(-2 raw))."""
+        normal = -0.5 * ((raw - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
+        return (normal - 2 * (math.log(2) - raw - functional.softplus(-2 * raw))).sum(dim=-1)
 
     def log_likelihood(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         """Log density of atanh(a / (max_action + margin)) [S, B]; as published, without the tanh's own density."""

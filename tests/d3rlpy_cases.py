@@ -16,10 +16,10 @@ FIXTURES = Path(__file__).parent / "fixtures"
 class Recording:
     """One recorded case: its settings, and arrays by `<group>/<name>`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, case: str = "") -> None:
         with np.load(FIXTURES / f"d3rlpy_{name}.npz") as file:
-            self.arrays = {key: file[key] for key in file.files}
-        self.config: dict[str, Any] = json.loads(str(self.arrays.pop("config")))
+            self.config: dict[str, Any] = json.loads(str(file["config"]))
+            self.arrays = {key.removeprefix(f"{case}/"): file[key] for key in file.files if key.startswith(case)}
 
     def group(self, prefix: str, seeds: int | None = None) -> dict[str, Tensor]:
         """The arrays of one group as float32 tensors; with `seeds`, behind a seeds axis of that length."""

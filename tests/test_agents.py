@@ -24,6 +24,7 @@ QUICK = {
     "action_candidates": 8,
     "clip_denoised": MAX_ACTION,
     "vae_hidden_dim": 32,
+    "bc_steps": 3,
 }  # where an agent has them
 UNTRAINED = ("lambda", "normalizer")  # may stand still in a few steps
 
@@ -67,7 +68,7 @@ def parameters(agent: Agent) -> dict[str, Tensor]:
 
 def starts(agent: Agent) -> list[int]:
     """The first step of each phase of training."""
-    return sorted({agent.first_step, 0})
+    return sorted({agent.first_step, 0, getattr(agent.config, "bc_steps", 0)})
 
 
 # --- Shapes and metrics -------------------------------------------------------------------------------------------
@@ -383,7 +384,9 @@ def test_every_loss_named_in_compiled_is_what_the_update_runs(algo: str) -> None
             return _plain(*args)
 
         setattr(agent, name, wrapped)
-    train(agent, generators, agent.period)
+    for start in starts(agent):
+        agent.step = start
+        train(agent, generators, agent.period)
     assert set(called) == set(agent.COMPILED)
 
 
