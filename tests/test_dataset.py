@@ -117,7 +117,7 @@ def test_iql_returns_ends_an_episode_where_the_next_row_starts_elsewhere():
     next_states = np.array([[1.0], [5.0], [6.0], [7.0], [10.0], [11.0]], dtype=np.float32)
     not_dones = np.array([[1.0], [0.0], [1.0], [1.0], [1.0], [1.0]], dtype=np.float32)
     data = Dataset(states, states, REWARDS, next_states, not_dones, "x", "y")
-    assert data.continues[:, 0].tolist() == [1, 0, 1, 0, 1, 0]
+    assert data.ends.tolist() == [False, True] * 3
     np.testing.assert_allclose(data.tuned("iql_returns").rewards, REWARDS / 7 * 1000, rtol=1e-6)
     whole = dataclasses.replace(data, states=next_states - 1, not_dones=np.ones_like(REWARDS))
     with pytest.raises(UserError, match="this set has 1 episodes"):

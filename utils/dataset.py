@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,16 +75,20 @@ class Dataset:
         return self.actions.shape[1]
 
     @property
-    def continues(self) -> Array:
-        """[N, 1] float32: 0 where an episode ends, by a terminal or because the next row starts elsewhere, else 1.
+    def ends(self) -> Array:
+        """[N] bool: the trajectory ends with this transition: by a terminal, or because the next row starts elsewhere.
 
         A next row whose state lies over 1e-6 from this row's next state starts elsewhere: IQL's rule
-        (ikostrikov/implicit_q_learning, dataset_utils.py), since no D4RL file says where a time limit cut.
+        (ikostrikov/implicit_q_learning, dataset_utils.py), since d4rl's `qlearning_dataset` drops the row at a time
+        limit. The last row ends one.
         """
-        follows = np.zeros((self.size, 1), dtype=np.float32)  # the last row is followed by nothing
-        gaps = np.linalg.norm(self.states[1:] - self.next_states[:-1], axis=1)
-        follows[:-1, 0] = gaps <= 1e-6
-        return follows * self.not_dones
+        ends = self.not_dones[:, 0] == 0
+        for start in range(0, self.size - 1, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, self.size - 1)
+            gaps = np.linalg.norm(self.states[start + 1 : stop + 1] - self.next_states[start:stop], axis=1)
+            ends[start:stop] |= gaps > 1e-6
+        ends[-1:] = True
+        return ends
 
     @property
     def nbytes(self) -> int:
@@ -99,8 +102,8 @@ class Dataset:
 
     def tuned(self, reward_tune: str) -> Dataset:
         """The same transitions with rewards rescaled by `tune_rewards`; the other arrays are shared."""
-        continues = self.continues if reward_tune == "iql_returns" else None
-        rewards = tune_rewards(reward_tune, self.rewards, self.not_dones, continues)
+        ends = self.ends if reward_tune == "iql_returns" else None
+        rewards = tune_rewards(reward_tune, self.rewards, self.not_dones, ends)
         return dataclasses.replace(self, rewards=rewards, info={**self.info, "reward_tune": reward_tune})
 
     def to(self, device: torch.device | str) -> Table:
@@ -126,7 +129,7 @@ def _iql_locomotion(rewards: Array, not_dones: Array) -> Array:
     that follows in the file, and what comes after the last terminal is left out. A set without two different
     such returns (every HalfCheetah set: it never terminates) has no scale.
     """
-    returns = _returns(rewards, not_dones)
+    returns = _returns(rewards, not_dones[:, 0] == 0)
     spread = np.float32(returns.max() - returns.min()) if len(returns) else np.float32(0)
     if not spread > 0:
         raise UserError(
@@ -136,9 +139,9 @@ def _iql_locomotion(rewards: Array, not_dones: Array) -> Array:
     return rewards / spread * np.float32(1000)
 
 
-def _iql_returns(rewards: Array, continues: Array) -> Array:
+def _iql_returns(rewards: Array, ends: Array) -> Array:
     """r · 1000 / (highest − lowest return), as IQL's own code counts episodes: a time limit ends one too."""
-    returns = _returns(rewards, continues)
+    returns = _returns(rewards, ends)
     spread = np.float32(returns.max() - returns.min()) if len(returns) else np.float32(0)
     if not spread > 0:
         raise UserError(
@@ -148,23 +151,23 @@ def _iql_returns(rewards: Array, continues: Array) -> Array:
     return rewards / spread * np.float32(1000)
 
 
-def _returns(rewards: Array, continues: Array) -> Array:
-    """Returns of the episodes that end in a row where `continues` [N, 1] is 0; what follows the last is left out."""
-    ends = np.flatnonzero(continues[:, 0] == 0) + 1
-    starts = np.concatenate([[0], ends])[:-1]
+def _returns(rewards: Array, ends: Array) -> Array:
+    """Returns of the episodes, each with a last row where `ends` [N] is true; what follows the last is left out."""
+    stops = np.flatnonzero(ends) + 1
+    starts = np.concatenate([[0], stops])[:-1]
     # float32, added in file order: what the published loop's running sum rounds to.
     return np.array(
-        [np.add.accumulate(rewards[i:j, 0], dtype=np.float32)[-1] for i, j in zip(starts, ends, strict=True)],
+        [np.add.accumulate(rewards[i:j, 0], dtype=np.float32)[-1] for i, j in zip(starts, stops, strict=True)],
         dtype=np.float32,
     )
 
 
-# Name -> function of (rewards, not_dones, continues), each [N, 1], that returns new rewards [N, 1].
+# Name -> function of (rewards [N, 1], not_dones [N, 1], ends [N]) that returns new rewards [N, 1].
 _TUNES = {
     "no": lambda rewards, *_: rewards,
     "normalize": lambda rewards, *_: _normalize(rewards),
     "iql_locomotion": lambda rewards, not_dones, _: _iql_locomotion(rewards, not_dones),
-    "iql_returns": lambda rewards, _, continues: _iql_returns(rewards, continues),
+    "iql_returns": lambda rewards, _, ends: _iql_returns(rewards, ends),
     "iql_antmaze": lambda rewards, *_: rewards - np.float32(1),
     "cql_antmaze": lambda rewards, *_: (rewards - np.float32(0.5)) * np.float32(4),
     "antmaze": lambda rewards, *_: (rewards - np.float32(0.25)) * np.float32(2),
@@ -172,14 +175,14 @@ _TUNES = {
 REWARD_TUNES = tuple(_TUNES)
 
 
-def tune_rewards(reward_tune: str, rewards: Array, not_dones: Array, continues: Array | None = None) -> Array:
+def tune_rewards(reward_tune: str, rewards: Array, not_dones: Array, ends: Array | None = None) -> Array:
     """Rewards [N, 1] as the learner sees them; UserError for an unknown name or a set that has no scale.
 
-    `continues` [N, 1] is 0 where an episode ends (`Dataset.continues`); without it, terminals alone end one.
+    `ends` [N] is true in an episode's last row (`Dataset.ends`); without it, terminals alone end one.
     """
     if reward_tune not in _TUNES:
         raise UserError(f"unknown reward_tune {reward_tune!r}; known: {', '.join(REWARD_TUNES)}")
-    return _TUNES[reward_tune](rewards, not_dones, not_dones if continues is None else continues)
+    return _TUNES[reward_tune](rewards, not_dones, not_dones[:, 0] == 0 if ends is None else ends)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -200,6 +203,7 @@ class Table:
         self.size, self.state_dim, self.action_dim = dataset.size, dataset.state_dim, dataset.action_dim
         self._widths = {name: array.shape[1] for name, array in columns.items()}
         self.width = sum(self._widths.values())
+        self.ends = torch.from_numpy(dataset.ends).to(device)  # [N] bool, see `Dataset.ends`
         self.rows = torch.empty(self.size, self.width, dtype=torch.float32, device=device)
         staging = torch.empty(min(self.size, _ROWS_AT_ONCE), self.width)
         for start in range(0, self.size, _ROWS_AT_ONCE):
@@ -213,18 +217,6 @@ class Table:
         return self.rows.device
 
     @property
-    def continues(self) -> Array:
-        """[N, 1] float32: 0 where an episode ends, by a terminal or because the next row starts elsewhere, else 1.
-
-        A next row whose state lies over 1e-6 from this row's next state starts elsewhere: IQL's rule
-        (ikostrikov/implicit_q_learning, dataset_utils.py), since no D4RL file says where a time limit cut.
-        """
-        follows = np.zeros((self.size, 1), dtype=np.float32)  # the last row is followed by nothing
-        gaps = np.linalg.norm(self.states[1:] - self.next_states[:-1], axis=1)
-        follows[:-1, 0] = gaps <= 1e-6
-        return follows * self.not_dones
-
-    @property
     def nbytes(self) -> int:
         return self.rows.numel() * self.rows.element_size()
 
@@ -232,21 +224,6 @@ class Table:
         """Rows start .. stop - 1 as five views by name, each [stop - start, d]."""
         parts = self.rows[start:stop].split(tuple(self._widths.values()), dim=1)
         return dict(zip(self._widths, parts, strict=True))
-
-    @cached_property
-    def ends(self) -> torch.Tensor:
-        """[N] bool: the trajectory ends with this transition.
-
-        It ends where the environment ended the episode, where the next row begins in another state than this one led
-        to (d4rl's `qlearning_dataset` drops the row at a time limit), and with the last row.
-        """
-        ends = torch.ones(self.size, dtype=torch.bool, device=self.device)
-        for start in range(0, self.size - 1, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, self.size - 1)
-            rows, following = self.block(start, stop), self.block(start + 1, stop + 1)
-            elsewhere = (rows["next_states"] != following["states"]).any(dim=1)
-            ends[start:stop] = elsewhere | (rows["not_dones"][:, 0] == 0)
-        return ends
 
     def draw_indices(self, generators: Sequence[torch.Generator], batch_size: int, steps: int) -> torch.Tensor:
         """Rows for `steps` batches of S = len(generators) seeds: int64 [steps, S, batch_size] on the device.
