@@ -17,6 +17,7 @@ __all__ = [
     "AWRConfig",
     "BCConfig",
     "BCQConfig",
+    "BEARConfig",
     "CQLConfig",
     "Config",
     "DTQLConfig",
@@ -191,10 +192,10 @@ class TD3BCConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class BCQConfig(Config):
-    """BCQ (Fujimoto et al. 2019): continuous_BCQ/ of its code (sfujim/BCQ), 5 10^5 steps as D4RL's own evaluation."""
+    """BCQ (Fujimoto et al. 2019): continuous_BCQ/ of its code (sfujim/BCQ) has one set of settings for all tasks."""
 
     batch_size: int = 100
-    num_epochs: int = 500
+    num_epochs: int = 1000
     learning_rate: float = 1e-3  # of the perturbation
     grad_norm: float = 0.0  # the published code clips nothing
     hidden_dim: int = 400  # the second layer has three quarters of it: 400 and 300 as published
@@ -224,6 +225,32 @@ class CQLConfig(Config):
     bc_steps: int = 40_000  # steps from the start at which the policy clones the data (`policy_eval_start`)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BEARConfig(Config):
+    """BEAR (Kumar et al. 2019) as its authors tuned it for D4RL: bear/examples/bear_hdf5_d4rl.py of D4RL-Evaluations.
+
+    That code (rail-berkeley/d4rl_evaluations, to which the original, aviralkumar2907/BEAR, points) has one set of
+    settings for all tasks. Its example runs 3,000 epochs; the length here is that of the other classic methods.
+    """
+
+    num_epochs: int = 1000
+    learning_rate: float = 1e-4  # of the policy
+    grad_norm: float = 0.0  # the published code clips nothing
+    vae_hidden_dim: int = 750
+    vae_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    alpha_learning_rate: float = 1e-3  # of the multiplier
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    min_weight: float = 0.75  # of the critics' minimum in the target, the rest of their maximum
+    mmd_kernel: str = "gaussian"  # gaussian | laplacian
+    mmd_sigma: float = 50.0
+    mmd_samples: int = 4  # actions a state of the policy and of the behaviour model
+    mmd_threshold: float = 0.05  # the bound epsilon
+    warmup_steps: int = 40_000  # before the policy seeks value; until then it only follows the behaviour model
+    action_candidates: int = 100
+
+
 CONFIGS: dict[str, type[Config]] = {
     "diffcps": DiffCPSConfig,
     "diffusion_ql": DiffusionQLConfig,
@@ -235,6 +262,7 @@ CONFIGS: dict[str, type[Config]] = {
     "td3_bc": TD3BCConfig,
     "bcq": BCQConfig,
     "cql": CQLConfig,
+    "bear": BEARConfig,
 }
 
 Row = dict[str, Any]
@@ -327,6 +355,12 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "adroit": {"eval_episodes": 100},
         "kitchen": {"eval_episodes": 100},
         "bandit": {"vae_hidden_dim": 128},
+    },
+    "bear": {
+        "antmaze": {"eval_episodes": 100},
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"vae_hidden_dim": 128, "warmup_steps": 2000},  # a tenth of the run, as on D4RL
     },
     "bc": {
         "antmaze": {"eval_episodes": 100},
@@ -500,14 +534,15 @@ POSITIVE = (
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
     "temperature", "weight_max", "plan_interval", "action_std",
     "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
-    "vae_hidden_dim", "vae_learning_rate",
+    "vae_hidden_dim", "vae_learning_rate", "alpha_learning_rate", "mmd_sigma", "mmd_samples",
 )  # fmt: skip
 FRACTIONS = ("discount", "tau", "td_lambda", "ema_decay", "expectile", "dropout")
 FRACTIONS = ("discount", "tau", "ema_decay", "expectile", "dropout", "min_weight")
 NOT_NEGATIVE = (
     "grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs",
     "beta", "target_noise", "target_noise_clip", "phi",
-    "beta", "min_q_weight", "bc_steps",
+    "min_q_weight", "bc_steps",
+    "mmd_threshold", "warmup_steps",
 )  # fmt: skip
 
 
@@ -527,6 +562,8 @@ def _check_ranges(config: Config) -> None:
         raise ValueError(f"lambda_min ({values['lambda_min']}) is above lambda_max ({values['lambda_max']})")
     if "sigma_min" in values and values["sigma_min"] >= values["sigma_max"]:
         raise ValueError(f"sigma_min ({values['sigma_min']}) must be below sigma_max ({values['sigma_max']})")
+    if values.get("mmd_kernel", "gaussian") not in ("gaussian", "laplacian"):
+        raise ValueError(f"mmd_kernel must be gaussian or laplacian, not {values['mmd_kernel']!r}")
     if values.get("dropout") == 1:
         raise ValueError("dropout must be below 1: it would drop everything")
     if values["lr_decay"] and values["lr_decay_full"]:

@@ -4,6 +4,7 @@ from agents.agent import Agent
 from agents.awr import AWR
 from agents.bc import BC
 from agents.bcq import BCQ
+from agents.bear import BEAR
 from agents.cql import CQL
 from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
@@ -25,4 +26,5 @@ AGENTS: dict[str, type[Agent]] = {
     "td3_bc": TD3BC,
     "bcq": BCQ,
     "cql": CQL,
+    "bear": BEAR,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["advantage_weights", "conservative_gap", "expectile_loss", "soft_clipped_backup"]
+__all__ = ["KERNELS", "advantage_weights", "conservative_gap", "expectile_loss", "mmd", "soft_clipped_backup"]
 
 
 def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
@@ -23,6 +25,30 @@ def advantage_weights(advantages: Tensor, beta: float, limit: float = 100.0) -> 
     (Peng et al. 2019); implicit Q-learning's code cuts them at 100.
     """
     return (beta * advantages).exp().clamp(max=limit)
+
+
+# Name -> distance [...] of differences [..., A], whose kernel is exp(-distance / (2 sigma)).
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaussian": lambda differences: differences.square().sum(dim=-1),
+    "laplacian": lambda differences: differences.abs().sum(dim=-1),
+}
+
+
+def mmd(x: Tensor, y: Tensor, kernel: str, sigma: float) -> Tensor:
+    """Maximum mean discrepancy of samples x [..., N, A] and y [..., M, A] -> [...], as BEAR's code has it.
+
+        sqrt(mean k(x, x') + mean k(y, y') - 2 mean k(x, y) + 1e-6),    k(x, y) = exp(-distance / (2 sigma))
+
+    each sample paired with itself too (Gretton et al. 2012, eq. 5); the distance is squared for "gaussian" and in
+    the 1-norm for "laplacian". `sigma` stands where a Gaussian has its variance. Raises KeyError for another kernel.
+    """
+
+    def mean(a: Tensor, b: Tensor) -> Tensor:
+        # k - 1, whose ones cancel: k itself would lose its digits where sigma is large.
+        exponents = KERNELS[kernel](a.unsqueeze(-2) - b.unsqueeze(-3)) / (-2 * sigma)
+        return torch.expm1(exponents).mean(dim=(-2, -1))
+
+    return (mean(x, x) + mean(y, y) - 2 * mean(x, y) + 1e-6).sqrt()
 
 
 def soft_clipped_backup(values: Tensor, weight: float, actions: int) -> Tensor:

@@ -496,7 +496,7 @@ class GaussianPolicy(MLP):
 
 
 class TanhGaussian(MLP):
-    """max_action * tanh(mean + deviation * noise) over three ReLU layers. One member a seed."""
+    """max_action * tanh(mean + deviation * noise) over `layers` ReLU layers. One member a seed."""
 
     LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
     MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
@@ -509,9 +509,10 @@ class TanhGaussian(MLP):
         seeds: int,
         device: torch.device | str,
         hidden_dim: int = HIDDEN,
+        layers: int = 3,
     ) -> None:
         self.max_action = max_action
-        super().__init__([state_dim, hidden_dim, hidden_dim, hidden_dim, 2 * action_dim], seeds, device)
+        super().__init__([state_dim, *[hidden_dim] * layers, 2 * action_dim], seeds, device)
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [S, B, state_dim] -> mean and log deviation before the tanh, each [S, B, A]."""

@@ -25,6 +25,7 @@ QUICK = {
     "clip_denoised": MAX_ACTION,
     "vae_hidden_dim": 32,
     "bc_steps": 3,
+    "warmup_steps": 4,
 }  # where an agent has them
 UNTRAINED = ("lambda", "normalizer")  # may stand still in a few steps
 

@@ -24,8 +24,9 @@ from utils.seeding import torch_generators
 
 
 def runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
-    if "ema_start" in {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}:
-        settings["ema_start"] = 20
+    fields = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}
+    early = {"ema_start": 20, "warmup_steps": 20, "vae_hidden_dim": 32}  # where an agent has them
+    settings = {name: value for name, value in early.items() if name in fields} | settings
     config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)
     table = small.dataset().to(device)

@@ -134,6 +134,9 @@ def test_integers_stand_for_floats_and_nothing_else_is_converted() -> None:
         ("diffusion_ql", "hopper-medium-v2", {"eta": -1.0}, "eta must be at least 0"),
         ("diffusion_ql", "hopper-medium-v2", {"top_k": -1}, "top_k must be at least 0"),
         ("diffusion_ql", "hopper-medium-v2", {"learning_rate": float("nan")}, "learning_rate must be a number"),
+        ("bear", "hopper-medium-v2", {"mmd_kernel": "cubic"}, "mmd_kernel must be gaussian or laplacian, not 'cubic'"),
+        ("bcq", "hopper-medium-v2", {"min_weight": 1.1}, r"min_weight must lie in \[0, 1\], not 1.1"),
+        ("td3_bc", "hopper-medium-v2", {"target_noise": -0.1}, "target_noise must be at least 0"),
         ("diffcps", "hopper-medium-v2", {"lambda_min": 200.0}, r"lambda_min \(200.0\) is above lambda_max"),
     ],
 )
