@@ -25,6 +25,7 @@ __all__ = [
     "DiffusionBCConfig",
     "DiffusionQLConfig",
     "IQLConfig",
+    "SfBCConfig",
     "TD3BCConfig",
     "domain",
     "explain",
@@ -138,6 +139,32 @@ class AWRConfig(Config):
     plan_interval: int = 1000  # steps between new returns and weights: the policy's steps an iteration
     action_std: float = 0.4  # of the policy, in units of the action box
     sample_actions: bool = False  # act by a sample of the policy; else by its mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class SfBCConfig(Config):
+    """SfBC (Chen et al. 2023): utils.py, train_behavior.py and train_critic.py of its code (ChenDRAG/SfBC).
+
+    Its epochs are passes over the data, 586,000 steps of the behaviour model and 244 a pass of Q's 199 passes, with
+    new returns after 100; rounded here to thousands.
+    """
+
+    batch_size: int = 4096
+    num_epochs: int = 50
+    eval_interval: int = 5
+    pretrain_epochs: int = 600  # of the behaviour model, before gradient step 0
+    learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    grad_norm: float = 0.0  # the published code clips nothing
+    discount: float = 0.99
+    diffusion_steps: int = 15  # evaluations of the network a sample
+    plan_interval: int = 25_000  # steps of Q between planned returns
+    plan_actions: int = 16  # candidates of V
+    alpha: float = 20.0  # inverse temperature of V's softmax
+    action_candidates: int = 32
+    select_alpha: float = 100.0  # inverse temperature of the choice among them
+    actions_averaged: int = 1
+    critic_layers: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +285,7 @@ CONFIGS: dict[str, type[Config]] = {
     "dtql": DTQLConfig,
     "bc": BCConfig,
     "awr": AWRConfig,
+    "sfbc": SfBCConfig,
     "iql": IQLConfig,
     "td3_bc": TD3BCConfig,
     "bcq": BCQConfig,
@@ -299,6 +327,13 @@ COMMON_SETTINGS: dict[str, Row] = {
 }
 
 DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
+    "sfbc": {
+        "locomotion": {"actions_averaged": 4},
+        "antmaze": {"num_epochs": 100, "eval_interval": 10, "eval_episodes": 100, "plan_interval": 50_000},
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"pretrain_epochs": 20, "num_epochs": 5},
+    },
     "awr": {
         "antmaze": {"eval_episodes": 100, "action_std": 0.2},  # the deviation of the published Ant
         "adroit": {"eval_episodes": 100},
@@ -385,6 +420,7 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
 # --- Tasks ----------------------------------------------------------------------------------------
 
 TASK_SETTINGS: dict[str, dict[str, Row]] = {
+    "sfbc": {"antmaze-large-play-v0": {"critic_layers": 3}, "antmaze-large-diverse-v0": {"critic_layers": 3}},
     "diffcps": {
         "halfcheetah-medium-v2": {"kappa": 0.06, "grad_norm": 9.0},
         "hopper-medium-v2": {"kappa": 0.05, "grad_norm": 9.0},
@@ -532,6 +568,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 POSITIVE = (
     "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
+    "plan_actions", "select_alpha", "actions_averaged", "critic_layers",
     "temperature", "weight_max", "plan_interval", "action_std",
     "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
     "vae_hidden_dim", "vae_learning_rate", "alpha_learning_rate", "mmd_sigma", "mmd_samples",
@@ -560,6 +597,9 @@ def _check_ranges(config: Config) -> None:
             raise ValueError(f"{name} must be at least 0, not {value}")
     if "lambda_min" in values and values["lambda_min"] > values["lambda_max"]:
         raise ValueError(f"lambda_min ({values['lambda_min']}) is above lambda_max ({values['lambda_max']})")
+    if values.get("actions_averaged", 0) > values.get("action_candidates", 0):
+        few, many = values["actions_averaged"], values["action_candidates"]
+        raise ValueError(f"actions_averaged ({few}) is above action_candidates ({many})")
     if "sigma_min" in values and values["sigma_min"] >= values["sigma_max"]:
         raise ValueError(f"sigma_min ({values['sigma_min']}) must be below sigma_max ({values['sigma_max']})")
     if values.get("mmd_kernel", "gaussian") not in ("gaussian", "laplacian"):

@@ -11,6 +11,7 @@ from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
 from agents.iql import IQL
+from agents.sfbc import SfBC
 from agents.td3_bc import TD3BC
 
 __all__ = ["AGENTS"]
@@ -22,6 +23,7 @@ AGENTS: dict[str, type[Agent]] = {
     "dtql": DTQL,
     "bc": BC,
     "awr": AWR,
+    "sfbc": SfBC,
     "iql": IQL,
     "td3_bc": TD3BC,
     "bcq": BCQ,

@@ -100,6 +100,11 @@ class Adam:
         self._adam.step()
         return norms
 
+    def reset(self) -> None:
+        """Forget all steps taken: the optimiser as it was at first."""
+        for value in self._adam.state[self.flat].values():
+            value.zero_()
+
     def set_rate(self, factor: float) -> None:
         """Use `factor` times the learning rate from the next step on."""
         self.rate.fill_(self.base_rate * factor)

@@ -1,0 +1,213 @@
+"""SfBC: selecting from behaviour candidates (Chen et al. 2023, arXiv 2209.14548).
+
+    mu(a | s)    a diffusion model of the data's actions
+    R_n^k = r_n + gamma max(R_{n+1}^k, V^{k-1}(s_{n+1}))    in-sample planning, R^0 the data's own returns
+    Q <- min E[(Q(s, a) - R^k)^2]                          anew for every k
+    V(s) = sum_j softmax_j(alpha Q(s, a_j)) Q(s, a_j),   a_j ~ mu(. | s)
+
+At evaluation candidates are drawn from mu and one is taken with probability softmax(alpha Q), or a few, which are
+averaged (locomotion, as published). The behaviour model is trained first, in steps with negative numbers, and then
+stands still; Q's steps count from 0, with new returns every `plan_interval` steps.
+
+The official code (ChenDRAG/SfBC) is followed in widths, rates and lengths, and in that Q learns returns of mean 0 and
+deviation 1 and starts from its first weights after each planning. Its plan is R_n = max(r_n + gamma R_{n+1}, V(s_n)),
+which also lifts the return of a bad action to its state's value; here the paper's equation holds. A planned return goes
+on with V at a time limit (in the code with 0). V's candidates are drawn anew at each planning (the code keeps one set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from agents.agent import (
+    Adam,
+    Agent,
+    Batch,
+    Draws,
+    Rng,
+    Transitions,
+    blocks,
+    exponentials,
+    learning_rate_factor,
+    normals,
+    uniforms,
+)
+from agents.networks import MLP, default_init
+from agents.published import required
+from agents.returns import backward
+from agents.sde import ScoreNetwork, Solver, denoising_loss, score_init
+
+__all__ = ["SfBC"]
+
+PRETRAINING, TRAINING = 0, 1  # phases
+EARLIEST = 1e-5  # least time of the denoising loss, as published
+LEAST_DEVIATION = 0.1  # of the returns, as published
+
+
+class SfBC(Agent):
+    """The agent of `--algo sfbc`; `config` is a `hyperparameters.SfBCConfig`."""
+
+    METRICS = ("bc_loss", "critic_loss", "q_mean", "actor_grad_norm", "critic_grad_norm")
+    COMPILED = ("behaviour_loss", "critic_loss")
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        config: Any,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(state_dim, action_dim, max_action, config, seeds, device)
+        c, n = config, self.num_seeds
+        self.solver = Solver(c.diffusion_steps, order=3, data=False, device=self.device)
+        self.actor = ScoreNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
+        sizes = [state_dim + action_dim, *[c.hidden_dim] * c.critic_layers, 1]
+        self.critic = MLP(sizes, n, self.device, silu, "sort")
+        generators = self.init_generators()
+        default_init(self.critic.parameters, generators)  # first: a planning makes the same weights again
+        score_init(self.actor.parameters, generators)
+        self.networks = {"actor": self.actor.parameters, "critic": self.critic.parameters}
+        self.optimizers = {
+            "actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm),
+            "critic": Adam(self.critic.parameters, n, c.critic_learning_rate, c.grad_norm),
+        }
+        # The returns, and the same with mean 0 and deviation 1, which Q learns; a planning reads the scale off both.
+        self.planned = {"returns": 1, "targets": 1}
+
+    @property
+    def first_step(self) -> int:
+        return -self.config.pretrain_epochs * self.config.num_steps_per_epoch
+
+    def phase(self, step: int) -> int:
+        return PRETRAINING if step < 0 else TRAINING
+
+    def schedule(self, step: int) -> tuple[float, ...]:
+        return (learning_rate_factor(self.config, max(step, 0)),)
+
+    def _draw(self, rng: Rng, batch_size: int, steps: int) -> dict[str, Tensor]:
+        times = uniforms(rng, self.num_seeds, steps, (batch_size,))
+        return {
+            "times": EARLIEST + (1 - EARLIEST) * times,
+            "noise": normals(rng, self.num_seeds, steps, (batch_size, self.action_dim)),
+        }
+
+    def value(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Q in units of the targets: states [S, B, state_dim], actions [S, B * R, A] -> [S, B * R]."""
+        states = states.repeat_interleave(actions.shape[1] // states.shape[1], dim=1)
+        return self.critic(torch.cat([states, actions], dim=-1)).squeeze(-1)
+
+    # --- Numbers made of the whole table ----------------------------------------------------------------
+
+    def plan_step(self, step: int) -> int | None:
+        return None if step < 0 else step // self.config.plan_interval * self.config.plan_interval
+
+    def plan(self, transitions: Transitions, rng: Rng, columns: Mapping[str, Tensor]) -> None:
+        """The data's returns before the first step, planned returns later; then Q starts anew."""
+        ends, rewards = transitions.ends, self._rewards(transitions)
+        factors = (self.config.discount * (~ends).float()).expand(rewards.shape)
+        if self.plan_step(self.step) == 0:
+            returns = backward(rewards, factors)
+        else:
+            # Where a trajectory ends there is no R_{n+1}, only V, if the environment goes on.
+            bootstrapped = rewards + self.config.discount * self._next_values(transitions, rng, columns)
+            returns = backward(torch.where(ends, bootstrapped, rewards), factors, bootstrapped)
+            default_init(self.critic.parameters, self.init_generators())
+            self.optimizers["critic"].reset()
+        mean, deviation = _scale(returns)
+        columns["returns"].copy_(returns.unsqueeze(2))
+        columns["targets"].copy_(((returns - mean) / deviation).unsqueeze(2))
+
+    def _rewards(self, transitions: Transitions) -> Tensor:
+        """Every transition's reward, the same for all seeds: [S, N]."""
+        rewards = [transitions.block(start, stop)["rewards"][:, 0] for start, stop in blocks(transitions.size)]
+        return torch.cat(rewards).expand(self.num_seeds, -1)
+
+    def _next_values(self, transitions: Transitions, rng: Rng, columns: Mapping[str, Tensor]) -> Tensor:
+        """V(s_{n+1}) of the Q at hand, 0 after a terminal: [S, N]."""
+        c, n = self.config, self.num_seeds
+        mean, deviation = _scale(columns["returns"].squeeze(2))
+        values = torch.empty(n, transitions.size, device=self.device)
+        for start, stop in blocks(transitions.size):
+            rows = transitions.block(start, stop)
+            states = rows["next_states"].expand(n, -1, -1)
+            noise = normals(rng, n, 1, (stop - start, c.plan_actions, self.action_dim))[0].flatten(1, 2)
+            q = self.value(states, self.solver.actions(self.actor, states, noise)).unflatten(1, (stop - start, -1))
+            v = ((c.alpha * q).softmax(dim=2) * q).sum(dim=2)
+            values[:, start:stop] = (v * deviation + mean) * rows["not_dones"][:, 0]
+        return values
+
+    # --- The update: Algorithm 1 ------------------------------------------------------------------------
+
+    def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
+        if self.phase(step) == PRETRAINING:
+            loss, metrics = self.behaviour_loss(batch, draws)
+            metrics["actor_grad_norm"] = self.optimizers["actor"].step(self.actor.parameters.gradient(loss))
+            return metrics
+        loss, metrics = self.critic_loss(batch, draws)
+        metrics["critic_grad_norm"] = self.optimizers["critic"].step(self.critic.parameters.gradient(loss))
+        return metrics
+
+    def behaviour_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The denoising loss of the data's actions [S]."""
+        loss = denoising_loss(self.actor, batch["actions"], batch["states"], draws["times"], draws["noise"])
+        return loss, {"bc_loss": loss.detach()}
+
+    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Q's squared error against the planned returns, both with mean 0 and deviation 1 over the data [S]."""
+        errors = self.value(batch["states"], batch["actions"]) - batch["targets"][..., 0]
+        loss = errors.square().mean(dim=1)
+        return loss, {"critic_loss": loss.detach(), "q_mean": batch["returns"].mean(dim=(1, 2))}
+
+    # --- Acting -----------------------------------------------------------------------------------------
+
+    def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
+        n, candidates = self.num_seeds, self.config.action_candidates
+        noise = normals(rng, n, 1, (states, candidates, self.action_dim))[0]
+        return {"noise": noise, "exponential": exponentials(rng, n, (states, candidates))}
+
+    def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """The mean of `actions_averaged` candidates, drawn without replacement by softmax(select_alpha Q).
+
+        The largest values of alpha Q plus Gumbel noise are such a draw.
+        """
+        shape = noise["exponential"].shape
+        actions = self.solver.actions(self.actor, states, noise["noise"].flatten(1, 2))
+        values = self.config.select_alpha * self.value(states, actions).view(shape)
+        chosen = (values - noise["exponential"].log()).topk(self.config.actions_averaged, dim=2).indices
+        index = chosen.unsqueeze(-1).expand(-1, -1, -1, self.action_dim)
+        average = actions.view(*shape, -1).gather(2, index).mean(dim=2)
+        return average.clamp(-self.max_action, self.max_action)
+
+    # --- Published names --------------------------------------------------------------------------------
+
+    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Weights as the published code saves them: `actor` (its ckpt600.pth), `critic` (critic_ckpt....pth).
+
+        Raises ValueError for missing or misshapen weights.
+        """
+        for seed in range(self.num_seeds):
+            self.actor.parameters.load_member(seed, required(networks, "actor"))
+            self.critic.parameters.load_member(seed, required(networks, "critic"))
+
+    def published_state(self) -> list[dict[str, Any]]:
+        """One dict a seed: `actor`, `critic` by published names."""
+        return [
+            {
+                "actor": self.actor.parameters.member_state(seed),
+                "critic": self.critic.parameters.member_state(seed),
+            }
+            for seed in range(self.num_seeds)
+        ]
+
+
+def _scale(returns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each seed's returns [S, N] -> two [S, 1]."""
+    deviation = returns.std(dim=1, correction=0, keepdim=True).clamp(min=LEAST_DEVIATION)
+    return returns.mean(dim=1, keepdim=True), deviation
