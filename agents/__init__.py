@@ -10,6 +10,7 @@ from agents.diffcps import DiffCPS
 from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
+from agents.idql import IDQL
 from agents.iql import IQL
 from agents.sfbc import SfBC
 from agents.td3_bc import TD3BC
@@ -29,4 +30,5 @@ AGENTS: dict[str, type[Agent]] = {
     "bcq": BCQ,
     "cql": CQL,
     "bear": BEAR,
+    "idql": IDQL,
 }

@@ -23,6 +23,7 @@ __all__ = [
     "average",
     "best_candidates",
     "blocks",
+    "candidates_best",
     "candidates_softmax",
     "cosine_decay",
     "exponentials",
@@ -187,8 +188,12 @@ def candidates_softmax(values: Tensor, actions: Tensor, exponential: Tensor) -> 
 
     value - log(exponential) is value + a Gumbel variable, whose argmax has that distribution: no host round trip.
     """
-    choice = (values - exponential.log()).argmax(dim=2)
-    index = choice[:, :, None, None].expand(-1, -1, 1, actions.shape[3])
+    return candidates_best(values - exponential.log(), actions)
+
+
+def candidates_best(values: Tensor, actions: Tensor) -> Tensor:
+    """The action of the greatest value: values [S, N, C], actions [S, N, C, A] -> [S, N, A]."""
+    index = values.argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, actions.shape[3])
     return actions.gather(2, index).squeeze(2)
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from agents.networks import NoiseNetwork
+from agents.networks import NoiseNetwork, ResidualNoiseNetwork
 
 __all__ = ["SCHEDULES", "Diffusion", "beta_schedule"]
 
@@ -62,9 +62,19 @@ class Diffusion:
         self._mean_clean = (betas * previous.sqrt() / (1 - alpha_bar)).tolist()
         self._mean_x = ((1 - previous) * (1 - betas).sqrt() / (1 - alpha_bar)).tolist()
         self._deviation = variance.clamp(min=1e-20).log().mul(0.5).exp().tolist()
+        self._stride = (betas / (1 - alpha_bar).sqrt()).tolist()
+        self._shrink = (1 - betas).sqrt().tolist()
+        self._spread_added = betas.sqrt().tolist()
         self._step_numbers = torch.arange(steps, device=device)
 
-    def loss(self, network: NoiseNetwork, actions: Tensor, states: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    def loss(
+        self,
+        network: NoiseNetwork | ResidualNoiseNetwork,
+        actions: Tensor,
+        states: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
         """Denoising loss, mean over rows and dimensions, one value a seed [S].
 
         E || eps - eps_theta(sqrt(alpha-bar_i) a + sqrt(1 - alpha-bar_i) eps, s, i) ||^2, the term L_c of the paper.
@@ -82,12 +92,8 @@ class Diffusion:
         states [S, B, state_dim]; noise [S, T, B * R, A]: entry 0 is a^T, entry k is added after the k-th denoising
         step, and the last step adds none. R actions of a state stand side by side.
         """
-        m, times = self.max_action, network.time_part()
-        part = network.state_part(states)
-        repeats = noise.shape[2] // states.shape[1]
-        if repeats > 1:
-            part = part.repeat_interleave(repeats, dim=1)
-        x = noise[:, 0]
+        m, times, x = self.max_action, network.time_part(), noise[:, 0]
+        part = self._state_part(network, states, noise)
         for k, i in enumerate(reversed(range(self.steps)), start=1):
             predicted = network.noise(x, part + times[:, i : i + 1])
             clean = (self._recover_x[i] * x - self._recover_noise[i] * predicted).clamp(-m, m)
@@ -95,3 +101,23 @@ class Diffusion:
             if i > 0:
                 x = x + self._deviation[i] * noise[:, k]
         return x.clamp(-m, m)
+
+    def ancestral(self, network: ResidualNoiseNetwork, states: Tensor, noise: Tensor) -> Tensor:
+        """As `sample`, but with variance beta_i, and with the action itself cut to the box after every step.
+
+        x <- (x - beta_i / sqrt(1 - alpha-bar_i) eps_theta) / sqrt(1 - beta_i) + sqrt(beta_i) z: algorithm 2 of Ho et
+        al. 2020, as IDQL's code has it (jaxrl5/networks/diffusion.py, `clip_sampler`).
+        """
+        m, times, x = self.max_action, network.time_part(), noise[:, 0]
+        part = self._state_part(network, states, noise)
+        for k, i in enumerate(reversed(range(self.steps)), start=1):
+            x = (x - self._stride[i] * network.noise(x, part + times[:, i : i + 1])) / self._shrink[i]
+            if i > 0:
+                x = x + self._spread_added[i] * noise[:, k]
+            x = x.clamp(-m, m)
+        return x
+
+    def _state_part(self, network: NoiseNetwork | ResidualNoiseNetwork, states: Tensor, noise: Tensor) -> Tensor:
+        """The first layer's share of the state, repeated for every action of it."""
+        part, repeats = network.state_part(states), noise.shape[2] // states.shape[1]
+        return part.repeat_interleave(repeats, dim=1) if repeats > 1 else part

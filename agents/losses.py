@@ -7,7 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["KERNELS", "advantage_weights", "conservative_gap", "expectile_loss", "mmd", "soft_clipped_backup"]
+__all__ = [
+    "KERNELS",
+    "advantage_weights",
+    "conservative_gap",
+    "expectile_loss",
+    "implicit_policy_weights",
+    "mmd",
+    "soft_clipped_backup",
+]
 
 
 def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
@@ -68,3 +76,11 @@ def conservative_gap(sampled: Tensor, log_density: Tensor, data: Tensor) -> Tens
     is kept, as published.
     """
     return (sampled - log_density).logsumexp(dim=-1) - data
+
+
+def implicit_policy_weights(advantages: Tensor, expectile: float) -> Tensor:
+    """|expectile - 1(A < 0)| for each advantage A = Q - V, any shape (Hansen-Estruch et al. 2023, section 4).
+
+    Where V is the expectile of Q under mu, it is the mean of Q under the policy proportional to mu times these weights.
+    """
+    return torch.where(advantages > 0, expectile, 1 - expectile)

@@ -27,6 +27,7 @@ __all__ = [
     "NormalizedTwinCritic",
     "Parameters",
     "Perturbation",
+    "ResidualNoiseNetwork",
     "TD3Critic",
     "TanhGaussian",
     "TwinCritic",
@@ -41,10 +42,12 @@ __all__ = [
     "orthogonal_init",
     "shrink_layer",
     "sinusoidal_embedding",
+    "xavier_init",
 ]
 
 HIDDEN = 256  # width of every hidden layer in the published networks, and the default of all
 TIME_DIM = 16  # width of the time embedding
+FOURIER_DIM = 64  # of IDQL's
 KINDS = ("weight", "bias")  # what a linear layer has
 
 Shapes = Mapping[str, Sequence[int]]
@@ -209,6 +212,19 @@ def first_layer(states: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tens
     return torch.baddbmm(part, x, weight[:, :, dim:].mT)
 
 
+def xavier_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
+    """Matrices ~ U(+-sqrt(6 / (in + out))) (Glorot & Bengio 2010), biases 0, normalisations 1; a seed's own draws."""
+    per_seed = parameters.members // len(generators)
+    with torch.no_grad():
+        for member in range(parameters.members):
+            generator = generators[member // per_seed]
+            for name, shape in parameters.shapes.items():
+                value = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+                if len(shape) == 2:
+                    torch.nn.init.xavier_uniform_(value, generator=generator)
+                parameters[name][member].copy_(value)
+
+
 @torch.no_grad()
 def shrink_layer(parameters: Parameters, layer: str, bound: float) -> None:
     """Bring a layer that `default_init` filled down to U(-bound, bound)."""
@@ -293,6 +309,84 @@ class NoiseNetwork(Network):
         for layer in ("model.mid_layer.2", "model.mid_layer.4"):
             hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
         return linear(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
+
+
+class ResidualNoiseNetwork(Network):
+    """epsilon(a^i, s, i) as a residual network with layer normalisation, IDQL's `LN_Resnet`. One member a seed.
+
+    Learnt Fourier features of the step -> 128 -> 128 with Mish; a layer of width H over [action | state | time];
+    `blocks` times x + W2 mish(W1 norm(dropout(x))) with 4 H units inside; mish, and a layer to the noise.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        diffusion_steps: int,
+        seeds: int,
+        device: torch.device | str,
+        hidden_dim: int = HIDDEN,
+        blocks: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        self.action_dim, self.state_dim, self.hidden_dim = action_dim, state_dim, hidden_dim
+        self.dropout, self.kept = dropout, None
+        self.blocks = [f"blocks.{i}" for i in range(blocks)]
+        shapes = {"time.frequencies": (FOURIER_DIM // 2,)}
+        shapes |= _layers(["time.1", "time.3"], [FOURIER_DIM, 2 * FOURIER_DIM, 2 * FOURIER_DIM])
+        shapes |= _layers(["first"], [action_dim + state_dim + 2 * FOURIER_DIM, hidden_dim])
+        for block in self.blocks:
+            shapes |= {f"{block}.norm.{kind}": (hidden_dim,) for kind in ("weight", "bias")}
+            shapes |= _layers([f"{block}.1", f"{block}.3"], [hidden_dim, 4 * hidden_dim, hidden_dim])
+        shapes |= _layers(["last"], [hidden_dim, action_dim])
+        self.parameters = Parameters(shapes, seeds, device)
+        self.steps = torch.arange(diffusion_steps, device=device, dtype=torch.float32)
+
+    def initialize(self, generators: Sequence[torch.Generator]) -> None:
+        """Flax's start: Xavier, LeCun's truncated normals inside the blocks, N(0, 0.2^2) frequencies."""
+        xavier_init(self.parameters, generators)
+        with torch.no_grad():
+            for member, generator in enumerate(generators):
+                frequencies = self.parameters["time.frequencies"][member]
+                frequencies.copy_(0.2 * torch.randn(frequencies.shape, generator=generator))
+                for name in (f"{block}.{layer}.weight" for block in self.blocks for layer in (1, 3)):
+                    drawn = torch.empty(self.parameters.shapes[name])
+                    torch.nn.init.trunc_normal_(drawn, generator=generator)
+                    # 0.87962566 is the deviation of a standard normal that is cut at 2.
+                    self.parameters[name][member].copy_(drawn / (0.87962566 * math.sqrt(drawn.shape[1])))
+
+    def dropping(self, kept: Tensor) -> ResidualNoiseNetwork:
+        """The same network with dropout at the blocks' inputs: kept [S, B, blocks * H] bool says what stays."""
+        twin = self._over(self.parameters)
+        twin.kept = kept
+        return twin
+
+    def _first_weight(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.parameters["first.weight"].split([self.action_dim, self.state_dim, 2 * FOURIER_DIM], dim=2)
+
+    def state_part(self, states: Tensor) -> Tensor:
+        """The first layer's share of the state, bias included: [S, B, state_dim] -> [S, B, H]."""
+        return linear(states, self._first_weight()[1], self.parameters["first.bias"])
+
+    def time_part(self) -> Tensor:
+        """The first layer's share of every diffusion step: [S, T, H]."""
+        p = self.parameters
+        angles = 2 * math.pi * self.steps.unsqueeze(1) * p["time.frequencies"].unsqueeze(1)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        hidden = mish(linear(features, p["time.1.weight"], p["time.1.bias"]))
+        return linear(linear(hidden, p["time.3.weight"], p["time.3.bias"]), self._first_weight()[2])
+
+    def noise(self, actions: Tensor, condition: Tensor) -> Tensor:
+        """actions [S, B, A], condition [S, B, H] = state part + time part -> predicted noise [S, B, A]."""
+        p = self.parameters
+        x = torch.baddbmm(condition, actions, self._first_weight()[0].mT)
+        kept = self.kept.split(self.hidden_dim, dim=-1) if self.kept is not None else ()
+        for i, block in enumerate(self.blocks):
+            inside = x * kept[i] / (1 - self.dropout) if kept else x
+            inside = layer_norm(inside, p[f"{block}.norm.weight"], p[f"{block}.norm.bias"])
+            inside = mish(linear(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"]))
+            x = x + linear(inside, p[f"{block}.3.weight"], p[f"{block}.3.bias"])
+        return linear(mish(x), p["last.weight"], p["last.bias"])
 
 
 class TwinCritic(Network):
