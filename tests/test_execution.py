@@ -25,7 +25,7 @@ from utils.seeding import torch_generators
 
 def runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
     fields = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}
-    early = {"ema_start": 20, "warmup_steps": 20, "vae_hidden_dim": 32}  # where an agent has them
+    early = {"ema_start": 20, "warmup_steps": 20, "hidden_dim": 64, "vae_hidden_dim": 32}  # where an agent has them
     settings = {name: value for name, value in early.items() if name in fields} | settings
     config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)
@@ -190,7 +190,7 @@ class RepeatingPlanner(Planner):
 
 
 def planning(mode: str, seeds: list[int], kind: type[Planner] = Planner, rows: int = 400) -> Runner:
-    agent = kind(11, 3, 1.0, hyperparameters.get("diffusion_bc", "hopper-medium-v2"), seeds)
+    agent = kind(11, 3, 1.0, hyperparameters.get("diffusion_bc", "hopper-medium-v2", hidden_dim=64), seeds)
     table = small.dataset(rows).to("cpu")
     return Runner(agent, table, 32, torch_generators(seeds, "training", "cpu"), mode)
 
