@@ -217,8 +217,9 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
     how("--threads", type=int, help="CPU threads of a run")
     how("--split_seeds", action="store_true", help="a run a seed, instead of all seeds in one process")
-    how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: one by one)")
-    how("--workers", type=int, default=0, help="with --ray local: runs at once (default: as many as the CPUs hold)")
+    how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: without Ray)")
+    how("--workers", type=int, default=0,
+        help="runs at once on this machine (default: one; with --ray local as many as the CPUs hold)")  # fmt: skip
     how("--cpus_per_run", type=float, default=1.0, help="with --ray (default: %(default)s)")
     how(
         "--gpus_per_run", type=float, help="with --ray: 0.25 lets four runs share a GPU (default: 1 where runs use one)"

@@ -1,4 +1,4 @@
-"""Many runs: on Ray, or one after the other where Ray is not installed or not asked for.
+"""Many runs: on Ray, or in processes of this machine where Ray is not installed or not asked for.
 
 The function that runs one command line comes in as an argument; this file knows nothing of what it trains. What it
 needs of it: an exit code of 0 when done, 2 when only the user can mend it; that the same command line continues what
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job takes, and how many run at once on this machine (`--ray local`; 0: as many as fit)."""
+    """What one job takes, and how many run at once on this machine (0: as many as fit with `--ray local`, else one)."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -97,11 +97,11 @@ def run_jobs(
 ) -> dict[str, Outcome]:
     """Run what is not complete; return an outcome a job.
 
-    progress: share of a job that its files show as done, in [0, 1]; 1 is complete, and skipped. ray: None for the
-    plain loop, "local", or the address of a cluster. A job whose worker died, or that failed by anything but the
-    user's doing, is started again up to `retries` times and continues from its checkpoint. Ctrl-C or SIGTERM ask
-    the running jobs to save, and return what is done so far, the rest as "stopped". Raises UserError where two jobs
-    have one name, or Ray cannot be reached.
+    progress: share of a job that its files show as done, in [0, 1]; 1 is complete, and skipped. ray: None for
+    processes of this machine without Ray, "local", or the address of a cluster. A job whose worker died, or that
+    failed by anything but the user's doing, is started again up to `retries` times and continues from its checkpoint.
+    Ctrl-C or SIGTERM ask the running jobs to save, and return what is done so far, the rest as "stopped". Raises
+    UserError where two jobs have one name, or Ray cannot be reached.
     """
     if len({job.name for job in jobs}) < len(jobs):
         raise UserError("two jobs of a sweep have the same name")
@@ -111,9 +111,12 @@ def run_jobs(
     if not open_jobs:
         return outcomes
     if ray is not None and not ray_is_installed():
-        print("ray is not installed (pip install ray): running one after the other", file=sys.stderr)
+        print("ray is not installed (pip install ray): running without it", file=sys.stderr)
         ray = None
-    executor: Executor = Sequential(function) if ray is None else OnRay(function, ray, resources)
+    if ray is None:
+        executor: Executor = Processes(function, max(1, resources.workers))
+    else:
+        executor = OnRay(function, ray, resources)
     sweep = _Sweep(open_jobs, outcomes, executor, progress, retries)
     try:
         with _interruptible():
@@ -283,42 +286,39 @@ def _output_to(descriptor: int) -> Iterator[None]:
             os.close(old)
 
 
-# --- One after the other --------------------------------------------------------------------------------
+# --- On this machine ------------------------------------------------------------------------------------
 
 
-class Sequential:
-    """A process of its own for every job, so that one that crashes takes nothing with it."""
+class Processes:
+    """A process of its own for every job, so that one that crashes takes nothing with it; `slots` of them at once."""
 
-    slots = 1
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
+    def __init__(self, function: Function, slots: int = 1) -> None:
+        self.function, self.slots = function, slots
         self.context = multiprocessing.get_context("spawn")
-        self.current: tuple[Job, Any] | None = None
+        self.running: list[tuple[Job, Any]] = []
 
     def start(self, job: Job, attempt: int) -> None:
         process = self.context.Process(target=_child, args=(self.function, job, attempt))
         process.start()
-        self.current = (job, process)
+        self.running.append((job, process))
 
     def finished(self) -> list[tuple[Job, int | None]]:
-        if self.current is None or self.current[1].is_alive():
-            return []
-        (job, process), self.current = self.current, None
-        return [(job, process.exitcode if process.exitcode >= 0 else None)]
+        ended = [(job, process) for job, process in self.running if not process.is_alive()]
+        self.running = [one for one in self.running if one not in ended]
+        return [(job, process.exitcode if process.exitcode >= 0 else None) for job, process in ended]
 
     def is_running(self, job: Job) -> bool:
-        return self.current is not None and self.current[0] is job
+        return any(job is one for one, _ in self.running)
 
     def stop(self) -> None:
-        if self.current is not None:
-            self.current[1].terminate()
+        for _, process in self.running:
+            process.terminate()
 
     def close(self) -> None:
         """Ends what a second Ctrl-C has left."""
-        if self.current is not None:
-            self.current[1].terminate()
-            self.current[1].join()
+        self.stop()
+        for _, process in self.running:
+            process.join()
 
 
 def _child(function: Function, job: Job, attempt: int) -> None:
