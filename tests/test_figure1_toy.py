@@ -118,7 +118,7 @@ def test_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 # --- From runs to figures -------------------------------------------------------------------------------
 
 
-SMALL = ["--steps", "20", "--seeds", "0,1", "--algos", "diffusion_bc", "diffcps", "td3_bc", "--T", "2", "3"]
+SMALL = ["--steps", "20", "--seeds", "0,1", "--algos", "diffusion_bc", "diffcps", "--T", "2", "3"]
 
 
 def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,11 +133,11 @@ def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert main(command) == 0
     assert trained.stat().st_mtime_ns == before  # sampled, not trained again
     samples = toy.samples()
-    assert list(samples) == list(toy.runs) and len(samples) == 5
+    assert list(samples) == list(toy.runs) and len(samples) == 4
     for by_seed in samples.values():
         assert all(actions.shape == (1000, 2) and np.abs(actions).max() < 1.2001 for actions in by_seed.values())
         assert not np.array_equal(by_seed[0], by_seed[1])
-    check_files(tmp_path / "out", methods=5)
+    check_files(tmp_path / "out", methods=4)
     monkeypatch.setattr(figure1_toy, "run_jobs", lambda jobs, function, progress, resources: pytest.fail("ran"))
     first = (tmp_path / "out" / "tables" / "toy.csv").read_bytes()
     assert main([*command, "--show"]) == 0
@@ -151,7 +151,7 @@ def check_files(out: Path, methods: int) -> None:
     points = rows(out / "figures" / "toy" / "circle-points.csv")
     assert len(points) == 1000 * methods
     assert {(row["method"], row["T"]) for row in points} == {
-        ("diffusion_bc", "2"), ("diffusion_bc", "3"), ("diffcps", "2"), ("diffcps", "3"), ("td3_bc", "")
+        ("diffusion_bc", "2"), ("diffusion_bc", "3"), ("diffcps", "2"), ("diffcps", "3")
     }  # fmt: skip
     for number in (1, 6, 7, 8, 9):
         for ending in ("png", "pdf"):
