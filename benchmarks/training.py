@@ -39,6 +39,11 @@ PLAIN = {
 STEADY = 1000  # the step at which measuring starts: past the start of the policy's average
 
 
+def steady_step(config: Any) -> int:
+    """A step of the last phase of training, in which a run spends most of its time."""
+    return max(STEADY, getattr(config, "bc_steps", 0), getattr(config, "warmup_steps", 0))
+
+
 def random_dataset(env_name: str, size: int, seed: int = 0) -> Dataset:
     """Transitions of the task's shapes, standard normal states and uniform actions."""
     rng = np.random.default_rng(seed)
@@ -84,7 +89,7 @@ def flops_per_step(agent: Any, batch: dict[str, torch.Tensor], draws: dict[str, 
 
     with FlopCounterMode(display=False) as counter:
         for k in range(agent.period):
-            agent.gradient_step(batch, draws, k)
+            agent.gradient_step(batch, draws, steady_step(agent.config) + k)
     return counter.get_total_flops() / agent.period
 
 
@@ -102,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
-    agent.step = STEADY
+    agent.step = steady_step(config)
     runner.run(2 * runner.block)
     synchronize(device)
     warm_up = time.perf_counter() - started
