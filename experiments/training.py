@@ -80,6 +80,9 @@ def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
     }
     if hasattr(own, "pretrain_epochs"):
         shorter["pretrain_epochs"] = max(1, round(own.pretrain_epochs * scale))
+    for name in ("warmup_steps", "bc_steps"):  # phases at the start of a run
+        if hasattr(own, name):
+            shorter[name] = round(getattr(own, name) * scale)
     return shorter
 
 

@@ -89,6 +89,7 @@ def test_scaled_lengths():
     assert scaled("dtql", "antmaze-umaze-v0", 0.1) == {
         "num_epochs": 50, "num_steps_per_epoch": 1000, "eval_interval": 5, "eval_episodes": 10, "pretrain_epochs": 5,
     }  # fmt: skip
+    assert scaled("bear", "hopper-medium-v2", 0.01)["warmup_steps"] == 400
     tiny = scaled("diffcps", "hopper-medium-v2", 0.0001)
     assert (tiny["num_epochs"], tiny["num_steps_per_epoch"], tiny["eval_interval"]) == (10, 20, 1)
     for wrong in (0.0, -1.0, 2.0):
