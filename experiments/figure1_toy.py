@@ -27,6 +27,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from experiments import toy_drawing
+from experiments.toy_exact import exact_actions
 from experiments.toy_scores import COVERED, KERNEL_WIDTH, NEAR, Scorer
 from experiments.training import Training, continue_run, is_complete, seed_list, share_done
 from utils import bandit, checkpoint, options
@@ -165,7 +166,7 @@ def read_actions(path: Path) -> np.ndarray:
 # --- Scores ---------------------------------------------------------------------------------------------
 
 
-DATA = Method("data, drawn again", None)
+DATA = Method(toy_drawing.DATA, None)
 
 
 def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
@@ -178,12 +179,20 @@ def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
     return drawn
 
 
-def all_scores(toy: Toy, samples: dict[Method, dict[int, np.ndarray]]) -> dict[Method, dict[str, list[float]]]:
-    """Each score of each method, a value a seed; first the data's law itself."""
-    scorer = Scorer(toy.task)
-    everything = {DATA: fresh_data(toy.task, seed_list(toy.given.seeds)), **samples}
-    found = {}
-    for method, by_seed in everything.items():
+def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
+    """What the methods are compared with: the data's law, and for each T the chain whose network makes no error."""
+    seeds = seed_list(toy.given.seeds)
+    exact = {
+        Method(toy_drawing.EXACT, T): {seed: exact_actions(toy.task, T, NUMBER, seed) for seed in seeds}
+        for T in toy.given.T
+    }
+    return {DATA: fresh_data(toy.task, seeds), **exact}
+
+
+def all_scores(task: str, samples: dict[Method, dict[int, np.ndarray]]) -> dict[Method, dict[str, list[float]]]:
+    """Each score of each method, a value a seed."""
+    scorer, found = Scorer(task), {}
+    for method, by_seed in samples.items():
         each = [scorer(actions) for actions in by_seed.values()]
         found[method] = {name: [one[name] for one in each] for name in each[0]}
     return found
@@ -228,6 +237,8 @@ def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
         "standard deviation over seeds (of the population, as NumPy's default).",
         "First row: as many actions of the data's own law from other random numbers, what no method can do better "
         "than but by chance.",
+        "Exact network: the chain of T steps, as DQL, DiffCPS and diffusion BC draw it, with the best of all noise "
+        "networks, which is known in closed form for these data. What it lacks, few steps cause and not the training.",
         "Jaccard as stated: the paper's share of actions at less than 1e-8 from a data point. Samples of a continuous "
         "policy never are, so it says nothing, and the other columns stand in for it.",
         f"MMD: maximum mean discrepancy to the data, Gaussian kernel of width {KERNEL_WIDTH:g}; smaller is nearer.",
@@ -247,11 +258,12 @@ def _cell(name: str, values: Sequence[float]) -> str:
 
 def show(toy: Toy) -> Iterator[Path]:
     """Table, scores, points and figures of what is complete; the files written."""
-    samples = toy.samples()
-    if not samples:
+    trained = toy.samples()
+    if not trained:
         raise UserError(f"no run is complete in {toy.base}; run without --show first")
     seeds = seed_list(toy.given.seeds)
-    scores = all_scores(toy, samples)
+    samples = references(toy) | trained
+    scores = all_scores(toy.task, samples)
     out = Path(toy.given.out) if toy.given.out else Path("results") if toy.given.steps == STEPS else toy.base
     name = "toy" if toy.given.bandit == "circle" else f"toy-{toy.given.bandit}"
     write_scores(out / "tables" / f"{name}.csv", scores, seeds)
@@ -263,6 +275,7 @@ def show(toy: Toy) -> Iterator[Path]:
         toy_drawing.save(figure, out / "figures" / "toy" / file)
         captions.append(f"**{file}** {caption}")
         yield out / "figures" / "toy" / f"{file}.png"
+    del samples[DATA]  # scored, not drawn
     yield write_points(out / "figures" / "toy" / f"{toy.given.bandit}-points.csv", samples, seeds[0])
     shown = table(toy, scores).markdown()
     text = shown + f"\nFigures, drawn from seed {seeds[0]}, in `figures/toy/`:\n\n" + "\n\n".join(captions) + "\n"
@@ -277,7 +290,7 @@ def write_points(path: Path, samples: dict[Method, dict[int, np.ndarray]], seed:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "T", "seed", "x", "y"])
         for method, by_seed in samples.items():
-            writer.writerows([method.algo, method.T or "", seed, f"{x:.4f}", f"{y:.4f}"] for x, y in by_seed[seed])
+            writer.writerows([method.algo, method.T or "", seed, f"{x:.3f}", f"{y:.3f}"] for x, y in by_seed[seed])
     return path
 
 

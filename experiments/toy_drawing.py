@@ -15,13 +15,14 @@ from experiments.toy_scores import COVERED, NEAR
 from utils import bandit
 from utils.report.figures import save, style
 
-__all__ = ["draw", "name", "save"]
+__all__ = ["DATA", "EXACT", "draw", "name", "save"]
 
 Array = np.ndarray
 Which = tuple[str, int | None]  # algorithm and, for a chain, T
 Samples = Mapping[Which, Array]  # actions [N, 2]
 Scores = Mapping[Which, Mapping[str, Sequence[float]]]  # by name, a value a seed
 
+DATA, EXACT = "data, drawn again", "exact network"
 NAMES = {"awr": "AWR", "sfbc": "SfBC", "diffusion_ql": "DQL", "diffcps": "DiffCPS", "diffusion_bc": "diffusion BC",
          "td3_bc": "TD3+BC", "bcq": "BCQ", "bear": "BEAR", "dtql": "DTQL", "bc": "BC", "iql": "IQL"}  # fmt: skip
 PANEL = 2.1  # inches
@@ -43,7 +44,7 @@ def draw(task: str, samples: Samples, scores: Scores) -> Iterator[tuple[str, str
     if task == "bandit-gaussians-v0":
         yield "gaussians", "The data and the actions of each method. " + _MODES, _gaussians(task, samples, scores)
         return
-    every_T = sorted({T for _, T in samples if T})
+    every_T = sorted({T for algo, T in samples if T and algo != EXACT})
     for file, caption, rows in _layouts(every_T):
         there = [[which for which in row if which is None or which in samples] for row in rows]
         if any(which is not None for row in there for which in row):
@@ -55,7 +56,8 @@ def draw(task: str, samples: Samples, scores: Scores) -> Iterator[tuple[str, str
 _FIGURE6 = (
     f"Scores over the diffusion steps T, mean and deviation over seeds: share of actions within {NEAR:g} of a data "
     f"point, share of the data within {COVERED:g} of an action, both higher for better, and the maximum mean "
-    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own law. The paper's Figure 6 shows "
+    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own law; exact network: "
+    "the chain of DQL and DiffCPS, cloning the data without any error of its network. The paper's Figure 6 shows "
     "its Jaccard index, which is 0 for all of these."
 )
 _MODES = "Below each panel: share of its actions at the best mode, and at none; means over the seeds."
@@ -74,7 +76,8 @@ def _layouts(every_T: Sequence[int]) -> Iterator[tuple[str, str, list[list[Which
     yield "figure7", "DQL, SfBC and DiffCPS over T.", chains
     prior: list[Which | None] = [("td3_bc", None), ("bcq", None), ("bear", None), ("diffcps", T)]
     yield "figure8", "Prior offline methods, and DiffCPS.", [prior]
-    yield "figure9", "Diffusion behaviour cloning over T.", [over("diffusion_bc")]
+    cloned = "Diffusion behaviour cloning over T, and below it the same chains with the best of all noise networks."
+    yield "figure9", cloned, [over("diffusion_bc"), over(EXACT)]
 
 
 # --- Panels ---------------------------------------------------------------------------------------------
@@ -114,6 +117,7 @@ def _scatter(axes: Axes, task: str, actions: Array | None, above: str, below: st
 
 def _gaussians(task: str, samples: Samples, scores: Scores) -> Figure:
     """The four Gaussians: the data with their rewards, then every method."""
+    samples = {which: actions for which, actions in samples.items() if which[0] not in (DATA, EXACT)}
     columns = min(5, 1 + len(samples))
     height = -(-(1 + len(samples)) // columns)
     figure = Figure(figsize=(PANEL * columns, (PANEL + 0.35) * height), layout="constrained")
@@ -145,13 +149,13 @@ def _over_T(scores: Scores, every_T: Sequence[int]) -> Figure:
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     panels = figure.subplots(1, len(_CURVES))
     for axes, (score, (label, scale)) in zip(panels, _CURVES.items(), strict=True):
-        for number, algo in enumerate(("diffusion_ql", "sfbc", "diffcps")):
+        for number, algo in enumerate(("diffusion_ql", "sfbc", "diffcps", EXACT)):
             there = [T for T in every_T if (algo, T) in scores]
             values = scale * np.array([scores[algo, T][score] for T in there])
             if there:
                 look = {**style(number), "linestyle": "-"}
                 axes.errorbar(there, values.mean(axis=1), values.std(axis=1), capsize=2, label=name(algo), **look)
-        for which, line, text in ((("awr", None), "--", "AWR"), (("data, drawn again", None), ":", "data's law")):
+        for which, line, text in ((("awr", None), "--", "AWR"), ((DATA, None), ":", "the data's law")):
             if which in scores:
                 level = scale * np.mean(scores[which][score])
                 axes.axhline(level, color="0.3", linestyle=line, linewidth=1.2, label=text)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from agents.diffusion import Diffusion
 from experiments import figure1_toy, toy_drawing
 from experiments.figure1_toy import DATA, Method, Toy, main, parse
+from experiments.toy_exact import ExactNetwork, exact_actions
 from experiments.toy_scores import Scorer, coverage, jaccard, mmd, mode_shares, precision
 from experiments.training import continue_run
 from utils import bandit
@@ -86,6 +89,40 @@ def test_shares_of_modes() -> None:
     assert sum(mode_shares(bandit.load(GAUSSIANS).actions).values()) == pytest.approx(1)
 
 
+# --- The chain without error ----------------------------------------------------------------------------
+
+
+def test_the_exact_network_of_one_data_point() -> None:
+    """With a single action in the data the noise is known whatever x is, and the chain ends on that action."""
+    diffusion = Diffusion("vp", 5, 1.2, "cpu")
+    point = torch.tensor([[0.3, -0.6]])
+    network = ExactNetwork(diffusion, point)
+    noise = torch.randn(1, 5, 50, 2, generator=torch.Generator().manual_seed(1))
+    step = torch.full((1, 50, 1), 3.0)
+    diffused = diffusion.signal[3] * point + diffusion.spread[3] * noise[:, 0]
+    torch.testing.assert_close(network.noise(diffused, step), noise[:, 0])
+    actions = diffusion.sample(network, torch.zeros(1, 50, 1), noise)
+    torch.testing.assert_close(actions, point.expand(1, 50, 2))
+
+
+def test_the_exact_network_of_two_data_points() -> None:
+    """Between -1 and 1 the mean of the action is tanh(signal x / spread^2), the posterior of two equal masses."""
+    diffusion = Diffusion("vp", 4, 1.2, "cpu")
+    network = ExactNetwork(diffusion, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    x = torch.linspace(-2, 2, 9)
+    signal, spread = diffusion.signal[2], diffusion.spread[2]
+    predicted = network.noise(torch.stack([x, 0 * x], dim=1).unsqueeze(0), torch.full((1, 9, 1), 2.0))[0, :, 0]
+    torch.testing.assert_close(predicted, (x - signal * torch.tanh(signal * x / spread**2)) / spread)
+
+
+def test_few_steps_alone_miss_the_circle() -> None:
+    """No training mends what five steps miss; twenty steps draw a ring that is narrower than the data's."""
+    scorer = Scorer(CIRCLE)
+    few, many = (scorer(exact_actions(CIRCLE, T, 1000, seed=0)) for T in (5, 20))
+    assert few["reward"] < 60 and few["radius"] < 0.85
+    assert many["reward"] > 99 and many["precision"] == 1 and many["radius_deviation"] < 0.03
+
+
 # --- Which runs -----------------------------------------------------------------------------------------
 
 
@@ -146,12 +183,14 @@ def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def check_files(out: Path, methods: int) -> None:
     scores = rows(out / "tables" / "toy.csv")
-    assert len(scores) == 2 * (1 + methods) and {row["seed"] for row in scores} == {"0", "1"}
+    assert len(scores) == 2 * (1 + 2 + methods)  # the data's law, the exact network at two T
+    assert {row["seed"] for row in scores} == {"0", "1"}
     assert all(row["jaccard"] == "0" and 0 <= float(row["precision"]) <= 1 for row in scores)
     points = rows(out / "figures" / "toy" / "circle-points.csv")
-    assert len(points) == 1000 * methods
+    assert len(points) == 1000 * (2 + methods)
     assert {(row["method"], row["T"]) for row in points} == {
-        ("diffusion_bc", "2"), ("diffusion_bc", "3"), ("diffcps", "2"), ("diffcps", "3")
+        ("diffusion_bc", "2"), ("diffusion_bc", "3"), ("diffcps", "2"), ("diffcps", "3"),
+        (toy_drawing.EXACT, "2"), (toy_drawing.EXACT, "3"),
     }  # fmt: skip
     for number in (1, 6, 7, 8, 9):
         for ending in ("png", "pdf"):
@@ -183,7 +222,8 @@ def fake(task: str, which: list[tuple[str, int | None]]) -> tuple[dict, dict]:
 
 
 def test_the_layout_of_the_figures() -> None:
-    which = [(algo, T) for algo in ("sfbc", "diffusion_ql", "diffcps", "diffusion_bc") for T in (5, 10, 15, 20)]
+    chains = ("sfbc", "diffusion_ql", "diffcps", "diffusion_bc", toy_drawing.EXACT)
+    which = [(algo, T) for algo in chains for T in (5, 10, 15, 20)]
     which += [(algo, None) for algo in ("awr", "td3_bc", "bcq", "bear")]
     drawn = {file: figure for file, _, figure in toy_drawing.draw(CIRCLE, *fake(CIRCLE, which))}
     titles = {file: [axes.get_title() for axes in figure.axes if axes.get_title()] for file, figure in drawn.items()}
@@ -192,9 +232,9 @@ def test_the_layout_of_the_figures() -> None:
                                  *(f"DiffCPS, T = {T}" for T in over)]  # fmt: skip
     assert titles["figure7"] == [f"{name}, T = {T}" for name in ("DQL", "SfBC", "DiffCPS") for T in over]
     assert titles["figure8"] == ["TD3+BC", "BCQ", "BEAR", "DiffCPS, T = 15"]
-    assert titles["figure9"] == [f"diffusion BC, T = {T}" for T in over]
+    assert titles["figure9"] == [f"{name}, T = {T}" for name in ("diffusion BC", "exact network") for T in over]
     assert all(axes.get_aspect() == 1 for axes in drawn["figure1"].axes if axes.get_title())
-    assert [len(axes.containers) for axes in drawn["figure6"].axes] == [3, 3, 3]  # DQL, SfBC, DiffCPS
+    assert [len(axes.containers) for axes in drawn["figure6"].axes] == [4, 4, 4]  # DQL, SfBC, DiffCPS, exact network
     dashed = [line for line in drawn["figure6"].axes[0].get_lines() if line.get_linestyle() == "--"]
     assert [line.get_label() for line in dashed] == ["AWR"]
 
