@@ -607,8 +607,7 @@ POSITIVE = (
     "vae_hidden_dim", "vae_learning_rate", "alpha_learning_rate", "mmd_sigma", "mmd_samples",
     "critic_batch_size", "residual_blocks",
 )  # fmt: skip
-FRACTIONS = ("discount", "tau", "td_lambda", "ema_decay", "expectile", "dropout")
-FRACTIONS = ("discount", "tau", "ema_decay", "expectile", "dropout", "min_weight")
+FRACTIONS = ("discount", "tau", "td_lambda", "ema_decay", "expectile", "dropout", "min_weight")
 NOT_NEGATIVE = (
     "grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs",
     "beta", "target_noise", "target_noise_clip", "phi",

@@ -7,6 +7,7 @@ TianyuCodings/Diffusion_Trusted_Q_Learning), keys renamed to this project's word
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,18 @@ def test_integers_stand_for_floats_and_nothing_else_is_converted() -> None:
 def test_what_no_run_could_use_is_refused(algo: str, task: str, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hyperparameters.get(algo, task, **overrides)
+
+
+def test_every_number_has_a_range() -> None:
+    """Anything may be a multiplier's bound or start, and a negative gap switches CQL's multiplier off."""
+    free = {"lambda_init", "lambda_max", "target_action_gap"}
+    ranges = [hyperparameters.POSITIVE, hyperparameters.FRACTIONS, hyperparameters.NOT_NEGATIVE]
+    bounded = [name for names in ranges for name in names]
+    assert len(bounded) == len(set(bounded))
+    numbers = {
+        field.name
+        for config in hyperparameters.CONFIGS.values()
+        for field in dataclasses.fields(config)
+        if type(field.default) in (int, float)
+    }
+    assert numbers == free | set(bounded)
