@@ -6,7 +6,10 @@ import argparse
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -20,19 +23,23 @@ from utils.dataset import Dataset
 from utils.errors import UserError
 from utils.evaluation import Evaluator
 from utils.execution import Runner, acting, choose_mode
+from utils.faults import Watch, value_bound
+from utils.locks import RunLock
 from utils.log import Bar, SeedLog
 from utils.seeding import torch_generators
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command line; the exit code is 2 for what the user can mend, 128 + n for signal n."""
+    """Run a command line; the exit code is 2 for what the user can mend, 1 if no seed is left, 128 + n for signal n."""
     options.show_warnings_as_lines()
     try:
         return Run(options.parse(argv, AGENTS)).start()
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
-    except torch.cuda.OutOfMemoryError as error:
-        print(f"run.py: out of GPU memory; use fewer --seeds ({str(error).splitlines()[0]})", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if (line := options.out_of_memory(error)) is None:
+            raise
+        print(f"run.py: {line}", file=sys.stderr)
     return 2
 
 
@@ -62,20 +69,20 @@ class Run:
         if given.threads:
             torch.set_num_threads(given.threads)
         dataset = sources.load(given)
-        self.build(dataset)
-        self.open_folders(dataset)
         behaviour_score = dataset.info.get("behaviour_score")
-        del dataset  # the device holds the transitions; keep no second copy
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.stop)
-        try:
+        with ExitStack() as self.open:
+            self.build(dataset)
+            self.open_folders(dataset)
+            del dataset  # the device holds the transitions; keep no second copy
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.stop)
             self.train()
-        finally:
-            for part in (self.evaluator, self.bar, *self.logs):
-                part.close()
         if self.signal:
             self.bar.note(f"stopped at step {self.agent.step}; continue with --resume")
             return 128 + self.signal
+        if not self.watch.running.any():
+            print(f"run.py: no seed is left, their numbers are not finite: {self.folders[0].parent}", file=sys.stderr)
+            return 1
         print(results.summary_table(self.folders, behaviour_score))
         curve = results.save_curve(self.folders, f"{given.algo} on {given.env_name}", behaviour_score)
         print(f"results in {self.folders[0].parent}" + (f", learning curve in {curve}" if curve else ""))
@@ -93,31 +100,37 @@ class Run:
             self.agent = AGENTS[self.options.algo](*arguments)
             self.agent.step = self.agent.first_step  # below 0 with a pretraining
             if self.options.load_published:
-                self.agent.load_published(checkpoint.load_named(self.options.load_published))
+                names = self.agent.published_state()[0]
+                self.agent.load_published(checkpoint.load_named(self.options.load_published, names))
                 self.agent.step = 0
         except ValueError as error:
             raise UserError(str(error)) from error
         generators = torch_generators(seeds, "training", device)
         self.runner = Runner(self.agent, tuned.to(device), config.batch_size, generators, mode)
-        self.acting = torch_generators(seeds, "acting", device)
+        self.watch = Watch(self.agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
+        self.parts = {"agent": self.agent, "runner": self.runner, "watch": self.watch}  # all that a checkpoint holds
         beside = device.type == "cuda" if self.options.eval_async is None else self.options.eval_async
         snapshot = AGENTS[self.options.algo](*arguments) if beside else None
         act = acting(snapshot or self.agent, self.runner.mode)
-        fresh = self.options.eval_seeds == "fresh"
-        self.evaluator = Evaluator(self.agent, snapshot, act, self.environments, self.acting, fresh)
+        evaluator = Evaluator(self.agent, snapshot, act, self.environments, self.options.eval_seeds == "fresh")
+        self.evaluator = self.open.enter_context(closing(evaluator))
 
     def open_folders(self, dataset: Dataset) -> None:
         """Write the configuration, and continue from a checkpoint where that was asked for."""
         run = {name: value for name, value in vars(self.options).items() if name not in self.settings}
         described = results.describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": self.runner.mode} for seed in self.seeds]
-        if results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite):
-            self.restore()
-        self.logs = [SeedLog(folder, self.agent.METRICS) for folder in self.folders]
+        self.open.enter_context(closing(RunLock(self.folders)))
+        states = results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
+        if states is not None:
+            checkpoint.restore(self.parts, states)
+        log = partial(SeedLog, metrics=self.agent.METRICS, step=self.agent.step, settings=described["settings"])
+        self.logs = [self.open.enter_context(closing(log(folder))) for folder in self.folders]
         title, first = f"{self.options.algo} {self.options.env_name}", self.agent.first_step
-        self.bar = Bar(self.total_steps - first, self.agent.step - first, self.options.quiet, title)
-        self.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), seeds {self.seeds}, {self.device}, "
-                      f"{self.runner.mode} ({self.why})")  # fmt: skip
+        bar = Bar(self.total_steps - first, self.agent.step - first, self.options.quiet, title)
+        self.bar = self.open.enter_context(closing(bar))
+        where = f"seeds {self.seeds}, {self.device}, {self.runner.mode} ({self.why})"
+        self.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
 
     # --- The loop ----------------------------------------------------------------------------------
 
@@ -125,35 +138,42 @@ class Run:
         """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end.
 
         A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal;
-        never while an evaluation is under way, so that every checkpoint is complete.
+        never while an evaluation is under way, so that each is complete.
         """
         config, saved_at = self.config, time.monotonic()
-        while self.agent.step < self.total_steps and not self.signal:
+        while self.agent.step < self.total_steps and not self.ending:
             started = time.perf_counter()
             self.runner.run(config.num_steps_per_epoch)
             self.write_metrics(config.num_steps_per_epoch, started)
             epoch = self.agent.step // config.num_steps_per_epoch
             last = self.agent.step >= self.total_steps
             due = epoch > 0 and (epoch % config.eval_interval == 0 or last)
-            arrived = self.collect(wait=due or bool(self.signal))
+            arrived = self.collect(wait=due or self.ending)
             if due and self.environments:
-                self.evaluator.begin()
-                arrived |= self.collect(wait=last or bool(self.signal))
+                self.evaluator.begin(self.watch.running)
+                arrived |= self.collect(wait=last or self.ending)
             if due and self.options.save_best_model:
                 checkpoint.save_published(self.folders, self.agent.published_state(), epoch)
             late = time.monotonic() - saved_at > 60 * self.options.checkpoint_interval
-            if not self.evaluator.under_way and (arrived or due or late or self.signal):
-                self.save()
+            if not self.evaluator.under_way and (arrived or due or late or self.ending):
+                checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs])
                 saved_at = time.monotonic()
+
+    @property
+    def ending(self) -> bool:
+        """Whether to end before the last step: after a signal, or when no seed is left."""
+        return bool(self.signal) or not self.watch.running.any()
 
     def write_metrics(self, steps: int, started: float) -> None:
         """A row a seed. Reading the metrics waits for the device, so the time includes all queued work."""
         means = {name: value.cpu().numpy() for name, value in self.runner.metrics().items()}
-        rate = steps / (time.perf_counter() - started)
-        for k, log in enumerate(self.logs):
-            log.metrics(self.agent.step, {name: float(value[k]) for name, value in means.items()}, rate)
-        shown = {"lambda": means["lambda"].mean()} if "lambda" in means else {}
-        self.bar.advance(steps, **shown)
+        rate, logged = steps / (time.perf_counter() - started), self.watch.running.copy()
+        for k, event in enumerate(self.watch.look(means)):
+            if event:
+                warnings.warn(f"seed {self.seeds[k]}, step {self.agent.step:,}: {event}", stacklevel=2)
+            if logged[k]:
+                self.logs[k].metrics(self.agent.step, {n: float(v[k]) for n, v in means.items()}, rate, event)
+        self.bar.advance(steps, **{"lambda": means["lambda"].mean()} if "lambda" in means else {})
 
     def collect(self, wait: bool) -> bool:
         """Log the evaluation that has come in, a row an episode; whether there was one."""
@@ -161,33 +181,14 @@ class Run:
             return False
         step, episodes = collected
         scores = sources.normalized_score(self.options, episodes.returns)
-        for k, log in enumerate(self.logs):
-            log.evaluation(step, episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k])
-        self.bar.advance(0, score=float(np.mean(scores)))
-        each = f"  (seeds {', '.join(f'{score:.1f}' for score in scores.mean(axis=1))})" if len(scores) > 1 else ""
-        self.bar.note(f"step {step:>9,}  normalised score {np.mean(scores):6.1f}{each}")
+        played = np.flatnonzero(episodes.lengths.any(axis=1))  # seeds that have stopped play no more
+        for k in played:
+            self.logs[k].evaluation(step, episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k])
+        means = scores[played].mean(axis=1)
+        self.bar.advance(0, score=float(means.mean()))
+        each = f"  (seeds {', '.join(f'{score:.1f}' for score in means)})" if len(means) > 1 else ""
+        self.bar.note(f"step {step:>9,}  normalised score {means.mean():6.1f}{each}")
         return True
-
-    # --- State -------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """A checkpoint a seed."""
-        acting = torch.stack([generator.get_state() for generator in self.acting])
-        state = {"agent": self.agent.state_dict(), "runner": self.runner.state_dict(), "acting": acting}
-        parts = zip(self.logs, checkpoint.split(state, len(self.seeds)), strict=True)
-        paths = [folder / "checkpoint.pt" for folder in self.folders]
-        checkpoint.save_all(paths, [{**part, "logs": log.positions} for log, part in parts])
-
-    def restore(self) -> None:
-        """Continue every seed from its checkpoint, and cut its logs back to that moment."""
-        states = [checkpoint.load(folder / "checkpoint.pt") for folder in self.folders]
-        for folder, state in zip(self.folders, states, strict=True):
-            results.truncate_logs(folder, state.pop("logs"))
-        state = checkpoint.join(states)
-        self.agent.load_state_dict(state["agent"])
-        self.runner.load_state_dict(state["runner"])
-        for generator, value in zip(self.acting, state["acting"], strict=True):
-            generator.set_state(value.clone())
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """On Ctrl-C or a cluster's SIGTERM: end after this epoch, with a checkpoint. A second one ends at once."""

@@ -71,7 +71,7 @@ def evaluate_with(given: argparse.Namespace, seed: int, number: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluations.csv").unlink(missing_ok=True)
     file = CsvFile(folder / "evaluations.csv", EVALUATION_COLUMNS)
-    file.write(
+    file.rows(
         {"step": agent.step, "episode": e, "return": float(r), "normalized_score": float(s), "length": int(n),
          "unstable": int(u)}
         for e, (s, r, n, u) in enumerate(columns)

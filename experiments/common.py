@@ -32,7 +32,7 @@ from utils.options import Parser
 from utils.report.build import SELECTIONS, Report, make_report, save
 from utils.report.runs import Labels
 from utils.report.tables import Choice, Table
-from utils.sweep import Function, Job, Outcome, Resources, run_jobs
+from utils.sweep import Function, Job, Outcome, Resources, available, run_jobs
 
 __all__ = ["Experiment", "build_parser", "main"]
 
@@ -138,6 +138,7 @@ class Study:
 
     def run(self) -> int:
         """Train what is not complete; 0 if all of it is then."""
+        ray = available(self.given.ray)  # said before any set is collected
         open_trainings = [training for training in self.trainings if self.done(training) < 1]
         missing = prepare_data(self.given, [training.env_name for training in open_trainings])
         for reason in missing.values():
@@ -151,7 +152,7 @@ class Study:
         given = self.given
         resources = Resources(given.cpus_per_run, gpus_per_run(given), given.workers)
         outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(trainings[job.name]),
-                            given.ray, resources, given.retries)  # fmt: skip
+                            ray, resources, given.retries)  # fmt: skip
         took = self.durations()
         took |= {name: took.get(name, 0.0) + outcome.seconds for name, outcome in outcomes.items() if outcome.attempts}
         logs.mkdir(parents=True, exist_ok=True)

@@ -92,19 +92,24 @@ def seed_list(text: str) -> list[int]:
 
 
 def continue_run(command: Sequence[str]) -> int:
-    """run.py with these arguments, from wherever an earlier attempt left each seed; its exit code.
+    """run.py with these arguments, from wherever earlier attempts left each seed; its exit code.
 
-    Seeds at the same step go on together. Seeds without a checkpoint start anew. A seed that an attempt saved one
-    epoch later than another (it was killed between their two files) goes on by itself.
+    Seeds that have a step in common go on together. Where earlier attempts had other seeds together, each group of
+    seeds at one step goes on by itself, and those without a checkpoint start anew.
     """
     given = options.parse(command, AGENTS)
     config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))
     total = config.num_epochs * config.num_steps_per_epoch
+    folders = {s: Path(given.dir) / given.algo / given.env_name / f"seed_{s}" for s in options.parse_seeds(given)}
+    unfinished = [seed for seed, folder in folders.items() if not is_complete(folder, total)]
+    if not unfinished:
+        return 0
+    saved = {seed: checkpoint.saved_steps(folder) for seed, folder in folders.items()}
+    if set.intersection(*saved.values()):
+        return run.main([*command, "--resume"])
     groups: dict[int | None, list[int]] = {}
-    for seed in options.parse_seeds(given):
-        folder = Path(given.dir) / given.algo / given.env_name / f"seed_{seed}"
-        if not is_complete(folder, total):
-            groups.setdefault(saved_step(folder), []).append(seed)
+    for seed in unfinished:
+        groups.setdefault(max(saved[seed], default=None), []).append(seed)
     for step, seeds in groups.items():
         how = "--overwrite" if step is None else "--resume"
         if code := run.main([*command, "--seeds", ",".join(map(str, seeds)), how]):
@@ -112,16 +117,10 @@ def continue_run(command: Sequence[str]) -> int:
     return 0
 
 
-def saved_step(folder: Path) -> int | None:
-    """Gradient steps in a seed's checkpoint; None without one."""
-    path = folder / "checkpoint.pt"
-    return int(checkpoint.load(path)["agent"]["step"]) if path.exists() else None
-
-
 def is_complete(folder: Path, total: int) -> bool:
-    """Whether the last evaluation was made."""
+    """Whether the last evaluation was made, or none is to come because the seed's numbers were no longer finite."""
     found = _read(folder)
-    return found is not None and found.complete and found.total_steps >= total
+    return found is not None and (found.stopped or (found.complete and found.total_steps >= total))
 
 
 def share_done(folder: Path, total: int) -> float:

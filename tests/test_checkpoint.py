@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 def state() -> dict[str, Any]:
-    return {"agent": {"flat": torch.arange(6.0).view(3, 2), "steps": 5, "name": "x"}, "acting": torch.ones(3, 4).byte()}
+    return {"agent": {"flat": torch.arange(6.0).view(3, 2), "step": 5, "name": "x"}, "acting": torch.ones(3, 4).byte()}
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -30,7 +30,7 @@ def test_split_and_join_are_inverse() -> None:
     parts = checkpoint.split(state(), 3)
     assert [p["agent"]["flat"].tolist() for p in parts] == [[[0, 1]], [[2, 3]], [[4, 5]]]
     assert equal(checkpoint.join(parts), state())
-    parts[1]["agent"]["steps"] = 6
+    parts[1]["agent"]["step"] = 6
     with pytest.raises(UserError, match="not from the same step"):
         checkpoint.join(parts)
 

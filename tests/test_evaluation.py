@@ -96,7 +96,7 @@ class Learner:
 
 def test_a_snapshot_keeps_the_weights_of_the_moment() -> None:
     learner, snapshot = Learner(0.5), Learner(0.0)
-    evaluator = Evaluator(learner, snapshot, snapshot.act, Countdown(3), [], fresh=False)
+    evaluator = Evaluator(learner, snapshot, snapshot.act, Countdown(3), fresh=False)
     evaluator.begin()
     learner.networks["policy"].flat.fill_(-9.0)
     learner.step = 8
@@ -113,7 +113,7 @@ def test_an_error_in_the_evaluation_is_raised_where_it_is_collected() -> None:
     def broken(*_: object) -> torch.Tensor:
         raise FloatingPointError("no action")
 
-    evaluator = Evaluator(Learner(0.5), Learner(0.0), broken, Countdown(3), [], fresh=False)
+    evaluator = Evaluator(Learner(0.5), Learner(0.0), broken, Countdown(3), fresh=False)
     evaluator.begin()
     with pytest.raises(FloatingPointError, match="no action"):
         evaluator.collect(wait=True)

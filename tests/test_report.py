@@ -58,7 +58,7 @@ def make_run(
     config = results.describe_run(settings, options, torch.device("cpu"), dataset or {"source": "d4rl", "rows": 9})
     folder = base / algo / env_name / f"seed_{seed}"
     results.prepare_folders([folder], [{**config, "seed": seed, "execution": "eager"}], False, False)
-    log = SeedLog(folder, METRICS[algo], tensorboard=False)
+    log = SeedLog(folder, METRICS[algo], 0, {})
     for i, score in enumerate(scores):
         loss = 0.1 if losses is None else losses[i]
         for half, part in enumerate((loss - 0.01, loss + 0.01)):

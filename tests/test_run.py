@@ -128,11 +128,13 @@ def test_resuming_before_the_first_checkpoint_starts_anew(
 ) -> None:
     folder = train(tmp_path, data, "--seeds", "0,1")
     expected = (folder / "seed_0" / "evaluations.csv").read_bytes()
-    (folder / "seed_1" / "checkpoint.pt").unlink()
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (folder / "seed_1" / name).unlink()
     capsys.readouterr()
     arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--seeds", "0,1", "--resume"]
     assert "seed_1" in fails(capsys, *arguments)  # never half a run
-    (folder / "seed_0" / "checkpoint.pt").unlink()
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (folder / "seed_0" / name).unlink()
     train(tmp_path, data, "--seeds", "0,1", "--resume")
     assert (folder / "seed_0" / "evaluations.csv").read_bytes() == expected
     assert [int(row["step"]) for row in rows(folder / "seed_1" / "metrics.csv")] == [10, 20, 30, 40]

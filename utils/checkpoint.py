@@ -1,75 +1,123 @@
-"""Whole-run state in one file a seed, written so that a crash at any moment leaves a good one behind.
+"""Whole-run state in one file a seed, written so that a kill at any moment leaves good ones behind.
 
-A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`: nothing is ever unpickled.
+A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`: nothing is ever unpickled. Its
+SHA-256 stands in the file itself, as the comment of the zip archive that `torch.save` writes: any reader of such files
+skips it, and a damaged byte is noticed, which PyTorch alone does not. A seed's folder keeps two checkpoints, so that
+there is one to go back to when the newest is damaged.
+
 In a state's nested dicts every tensor has the seeds axis first; `split` and `join` cut and glue along it, so that a
 seed's file is the same whether it was trained alone or in company.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from utils.errors import UserError
 
-__all__ = ["join", "load", "load_named", "load_weights", "save", "save_all", "save_published", "split"]
+__all__ = [
+    "CURRENT",
+    "PREVIOUS",
+    "join",
+    "load",
+    "load_named",
+    "load_newest_common",
+    "load_weights",
+    "restore",
+    "save",
+    "save_published",
+    "save_run",
+    "saved_steps",
+    "split",
+]
+
+CURRENT, PREVIOUS, TEMPORARY = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.pt.tmp"
+_SEAL = b"sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
+
+
+# --- Writing ----------------------------------------------------------------------------------------------
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write to a temporary file, flush to the disk, rename. Raises UserError where the disk refuses."""
-    save_all([path], [content])
+    """Write to a temporary file, flush to the disk, verify, rename. Raises UserError where the disk refuses."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    _write_all([temporary], [content])
+    os.replace(temporary, path)
 
 
-def save_all(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> None:
-    """`save` for files that belong together: all are on the disk before the first takes its name."""
-    temporary = [path.with_suffix(path.suffix + ".tmp") for path in paths]
+class Part(Protocol):
+    """What has a state to keep."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+
+
+def save_run(folders: Sequence[Path], parts: Mapping[str, Part], logs: Sequence[Mapping[str, int]]) -> None:
+    """A checkpoint of all parts in each seed's folder; the one before is kept as `checkpoint.previous.pt`.
+
+    All are on the disk and verified before the first takes its name, so that whatever moment a kill comes at, there
+    is a step that every seed has (`load_newest_common`). logs: the lengths of each seed's logs, in bytes. Raises
+    UserError where the disk refuses; nothing has changed then.
+    """
+    states = split({name: part.state_dict() for name, part in parts.items()}, len(folders))
+    contents = [{**state, "logs": dict(lengths)} for state, lengths in zip(states, logs, strict=True)]
+    _write_all([folder / TEMPORARY for folder in folders], contents)
+    for folder in folders:
+        _rotate(folder)
+
+
+def restore(parts: Mapping[str, Part], states: Sequence[Mapping[str, Any]]) -> None:
+    """Give every part its state back, the seeds' states joined. Raises UserError where they do not fit."""
     try:
-        for path, content in zip(temporary, contents, strict=True):
+        for name, part in parts.items():
+            part.load_state_dict(join([state[name] for state in states]))
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint does not fit this run ({type(error).__name__}: {_first_line(error)}); "
+                        "use --overwrite or another --dir") from error  # fmt: skip
+
+
+def _rotate(folder: Path) -> None:
+    """The temporary file becomes the current one, and that the previous one."""
+    if (folder / CURRENT).exists():
+        os.replace(folder / CURRENT, folder / PREVIOUS)
+    os.replace(folder / TEMPORARY, folder / CURRENT)
+
+
+def _write_all(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> None:
+    """Write and verify each; on any failure none is left."""
+    try:
+        for path, content in zip(paths, contents, strict=True):
             with open(path, "wb") as file:
-                torch.save(dict(content), file)
+                file.write(_sealed(content))
                 file.flush()
                 os.fsync(file.fileno())
-        for source, path in zip(temporary, paths, strict=True):
-            os.replace(source, path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        for path in temporary:
+            if _damage(path.read_bytes()):
+                raise OSError("what was written is not what is read back")
+    except (OSError, RuntimeError) as error:
+        for path in paths:
             path.unlink(missing_ok=True)
         raise UserError(f"cannot write {paths[0]}: {_first_line(error)}; free some space and run again") from error
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote. Raises UserError for a missing or damaged file."""
-    state = load_weights(path)
-    if not isinstance(state, dict) or "agent" not in state:
-        raise UserError(f"{path} is not a checkpoint of this project")
-    return state
-
-
-def load_weights(path: Path) -> Any:
-    """Any file of tensors and plain values, on the CPU. Raises UserError for a missing, damaged or unsafe file."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways: zip, unpickling, key or end-of-file errors
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise UserError(f"{path} cannot be read as a file of weights, damaged or none at all ({reason})") from error
-
-
-def load_named(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=FILE pairs as weights by name. Raises UserError for another form, or as `load_weights`."""
-    named = {}
-    for pair in pairs:
-        name, separator, file = pair.partition("=")
-        if not separator:
-            raise UserError(f"weights are given as NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
-        named[name] = load_weights(Path(file))
-    return named
+def _sealed(content: Mapping[str, Any]) -> bytes:
+    """A file of `torch.save` whose archive comment is the SHA-256 of all bytes before it."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    # The archive ends with the comment's length, so far 0, in two bytes.
+    archive = buffer.getvalue()[:-2] + _SEAL_BYTES.to_bytes(2, "little")
+    return archive + _SEAL + hashlib.sha256(archive).hexdigest().encode()
 
 
 def save_published(folders: Sequence[Path], states: Sequence[Mapping[str, Any]], epoch: int) -> None:
@@ -78,6 +126,124 @@ def save_published(folders: Sequence[Path], states: Sequence[Mapping[str, Any]],
         for name, weights in networks.items():
             if isinstance(weights, Mapping):
                 save(folder / f"{name}_{epoch}.pth", weights)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------
+
+
+def load_newest_common(folders: Sequence[Path]) -> list[dict[str, Any]] | None:
+    """Every seed's state at the newest step that all have; None where no seed has a checkpoint.
+
+    Damaged files are passed over, with a warning. What was chosen is the current checkpoint afterwards. Raises
+    UserError where some seeds have none that can be read, or there is no step common to all.
+    """
+    reasons: dict[Path, str] = {}
+    found = [_readable(folder, reasons) for folder in folders]
+    common = set.intersection(*(set(states) for states in found))
+    if not common:
+        begun = any((folder / name).exists() for folder in folders for name in (CURRENT, PREVIOUS))
+        if not begun:  # a kill came while the very first ones were written
+            return None
+        _refuse(folders, found, reasons)
+    step = max(common)
+    for reason in reasons.values():
+        warnings.warn(f"{reason}; continuing from step {step}", stacklevel=2)
+    for folder, states in zip(folders, found, strict=True):
+        _settle(folder, states[step][0])
+    return [states[step][1] for states in found]
+
+
+def saved_steps(folder: Path) -> set[int]:
+    """The steps that a seed could continue from."""
+    return set(_readable(folder, {}))
+
+
+def _readable(folder: Path, reasons: dict[Path, str]) -> dict[int, tuple[str, dict[str, Any]]]:
+    """A seed's checkpoints by step, with their names; why a named one cannot be read goes to `reasons`."""
+    states = {}
+    for name in (TEMPORARY, PREVIOUS, CURRENT):  # of one step twice, the current one counts
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = load(path)
+            states[int(state["agent"]["step"])] = (name, state)
+        except UserError as error:
+            if name != TEMPORARY:  # a kill leaves unfinished ones: no news
+                reasons[path] = str(error)
+    return states
+
+
+def _refuse(folders: Sequence[Path], found: Sequence[Mapping[int, Any]], reasons: Mapping[Path, str]) -> NoReturn:
+    """Raise UserError saying which seeds have nothing to continue from, or at which steps they stand."""
+    if without := [str(folder) for folder, states in zip(folders, found, strict=True) if not states]:
+        why = f" ({'; '.join(reasons.values())})" if reasons else ""
+        raise UserError(f"no checkpoint to continue from in {', '.join(without)}{why}; resume the other seeds apart "
+                        "from these, or use --overwrite")  # fmt: skip
+    steps = ", ".join(f"{folder.name} at {max(states)}" for folder, states in zip(folders, found, strict=True))
+    raise UserError(f"the seeds' checkpoints are not from the same step ({steps}); resume each step's seeds apart")
+
+
+def _settle(folder: Path, chosen: str) -> None:
+    """Make the chosen file the current one, without a moment at which it could be lost."""
+    if chosen == TEMPORARY:
+        _rotate(folder)
+    elif chosen == PREVIOUS:
+        os.replace(folder / PREVIOUS, folder / CURRENT)
+    (folder / TEMPORARY).unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint. Raises UserError for a missing or damaged file."""
+    state = load_weights(path)
+    try:
+        int(state["agent"]["step"])
+    except (TypeError, KeyError, IndexError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint of this project") from error
+    return state
+
+
+def load_weights(path: Path) -> Any:
+    """Any file of tensors and plain values, on the CPU. Raises UserError for a missing, damaged or unsafe file."""
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    try:
+        content = path.read_bytes()
+        if damage := _damage(content):
+            raise UserError(f"{path} {damage}")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways: zip, unpickling, key or end-of-file errors
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{path} cannot be read as a file of weights, damaged or none at all ({reason})") from error
+
+
+def _damage(content: bytes) -> str | None:
+    """What is wrong with a file's bytes by its own seal; None where it holds, or where others wrote the file."""
+    archive, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+    if not content:
+        return "is empty"
+    if not seal.startswith(_SEAL) or seal[len(_SEAL) :] == hashlib.sha256(archive).hexdigest().encode():
+        return None
+    return "is damaged: its bytes do not have the SHA-256 that it was written with"
+
+
+def load_named(pairs: Sequence[str], known: Iterable[str]) -> dict[str, Any]:
+    """NAME=FILE pairs as weights by name. Raises UserError for another form or a name not in `known`, or as
+    `load_weights`."""
+    named, known = {}, list(known)
+    for pair in pairs:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise UserError(f"weights are given as NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
+        if name not in known:
+            raise UserError(f"--load_published {pair}: this algorithm has no {name!r}; it takes {', '.join(known)}")
+        named[name] = load_weights(Path(file))
+    return named
+
+
+# --- The seeds axis -----------------------------------------------------------------------------------------
 
 
 def split(state: Any, seeds: int) -> list[Any]:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from utils.seeding import torch_generators
+
 __all__ = ["EVAL_SEED_OFFSET", "Episodes", "Evaluator", "environment_rngs", "evaluate"]
 
 EVAL_SEED_OFFSET = 100  # the published code evaluates every time from the environment seed `seed + 100`
@@ -62,12 +64,14 @@ def evaluate(
     rngs: Sequence[np.random.Generator],
     generators: Sequence[torch.Generator],
     device: torch.device | str,
+    played: np.ndarray | None = None,
 ) -> Episodes:
     """One episode in each of S x E environments, row k E + e being episode e of seed number k.
 
     act: (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]. rngs: one a seed, from
     which its episodes' start states are drawn in order, as successive resets of one environment draw them.
-    Rewards are undiscounted and include the last step's. Raises ValueError where S does not divide the environments.
+    Rewards are undiscounted and include the last step's. played [S] bool: seeds that are evaluated, all by default;
+    the others' episodes have length 0. Raises ValueError where S does not divide the environments.
     """
     num_seeds = len(seeds)
     episodes, rest = divmod(environments.num_envs, num_seeds)
@@ -77,7 +81,7 @@ def evaluate(
     states = environments.reset([rng for rng in rngs for _ in range(episodes)])
     returns = np.zeros(environments.num_envs)
     lengths = np.zeros(environments.num_envs, dtype=np.int64)
-    running = np.ones(environments.num_envs, dtype=bool)
+    running = np.repeat(np.ones(num_seeds, dtype=bool) if played is None else played, episodes)
     while running.any():
         inputs = torch.as_tensor(states, dtype=torch.float32).view(num_seeds, episodes, -1).to(device)
         active = torch.as_tensor(running).view(num_seeds, episodes).to(device)
@@ -96,7 +100,8 @@ class Evaluator:
 
     snapshot: a second agent of the same kind, into which the weights are copied when an evaluation begins; None
     evaluates `agent` itself while the caller waits. Both ways give the same episodes. One evaluation runs at a time.
-    act: how the evaluated agent acts (`utils.execution.acting`). generators: one a seed; what `act` draws from.
+    act: how the evaluated agent acts (`utils.execution.acting`). What it draws follows from the seed and the step, not
+    from earlier evaluations: it is the same alone and in company, and whatever became of other seeds.
     """
 
     def __init__(
@@ -105,31 +110,30 @@ class Evaluator:
         snapshot: Any | None,
         act: Policy,
         environments: Environments,
-        generators: Sequence[torch.Generator],
         fresh: bool,
     ) -> None:
         self.agent, self.snapshot, self.act = agent, snapshot, act
-        self.environments, self.generators, self.fresh = environments, generators, fresh
+        self.environments, self.fresh = environments, fresh
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
         self._begun: tuple[int, Future[Episodes]] | None = None
         on_gpu = snapshot is not None and agent.device.type == "cuda"
         self._stream = torch.cuda.Stream(agent.device) if on_gpu else None
 
-    def begin(self) -> None:
-        """Start evaluating the agent as it is now. The one before must have been collected."""
+    def begin(self, played: np.ndarray | None = None) -> None:
+        """Start evaluating the agent as it is now, the seeds in `played` [S]. The one before must be collected."""
         if self._begun is not None:
             raise RuntimeError("an evaluation is under way; collect it first")
         future: Future[Episodes]
         if self.snapshot is None:
             future = Future()
-            future.set_result(self._play(self.agent.step))
+            future.set_result(self._play(self.agent.step, played))
         else:
             with torch.no_grad():
                 for name, parameters in self.agent.networks.items():
                     self.snapshot.networks[name].flat.copy_(parameters.flat)
             if self._stream is not None:
                 self._stream.wait_stream(torch.cuda.current_stream(self.agent.device))
-            future = self._thread.submit(self._play, self.agent.step)
+            future = self._thread.submit(self._play, self.agent.step, None if played is None else played.copy())
         self._begun = (self.agent.step, future)
 
     @property
@@ -147,10 +151,12 @@ class Evaluator:
         self._begun = None
         return step, future.result()
 
-    def _play(self, step: int) -> Episodes:
-        rngs = environment_rngs(self.agent.seeds, step, self.fresh)
+    def _play(self, step: int, played: np.ndarray | None) -> Episodes:
+        seeds, device = self.agent.seeds, self.agent.device
+        rngs = environment_rngs(seeds, step, self.fresh)
+        generators = torch_generators(seeds, f"acting at {step}", device)
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-            return evaluate(self.act, self.environments, self.agent.seeds, rngs, self.generators, self.agent.device)
+            return evaluate(self.act, self.environments, seeds, rngs, generators, device, played)
 
     def close(self) -> None:
         """Wait for what is under way, and end the thread."""

@@ -14,7 +14,16 @@ import torch
 import hyperparameters
 from utils.errors import UserError
 
-__all__ = ["Parser", "build_parser", "config_table", "overrides", "parse", "parse_seeds", "resolve_device"]
+__all__ = [
+    "Parser",
+    "build_parser",
+    "config_table",
+    "out_of_memory",
+    "overrides",
+    "parse",
+    "parse_seeds",
+    "resolve_device",
+]
 
 # One line for every setting of every algorithm (a test checks that none is missing).
 HELP = {
@@ -231,6 +240,16 @@ def resolve_device(text: str) -> torch.device:
         there = f"devices 0 to {count - 1}" if count else "no CUDA device"
         raise UserError(f"--device {text} does not exist: this machine has {there}; use --device auto or cpu")
     return torch.device(f"cuda:{number}")
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """A line for the user if that is what `error` says, of a GPU, of PyTorch on the CPU or of NumPy; else None."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return f"out of GPU memory; use fewer --seeds ({text})"
+    if isinstance(error, MemoryError) or "not enough memory" in text or "invalid sizes" in text:
+        return f"out of memory; use fewer --seeds or smaller sizes ({text})"
+    return None
 
 
 def show_warnings_as_lines() -> None:

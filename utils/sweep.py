@@ -30,7 +30,7 @@ from rich.table import Table
 
 from utils.errors import UserError
 
-__all__ = ["Job", "Outcome", "Resources", "ray_is_installed", "run_jobs"]
+__all__ = ["Job", "Outcome", "Resources", "available", "ray_is_installed", "run_jobs"]
 
 Function = Callable[[Sequence[str]], int]  # a command line -> its exit code
 USER_ERROR = 2
@@ -87,6 +87,14 @@ def ray_is_installed() -> bool:
     return find_spec("ray") is not None
 
 
+def available(ray: str | None) -> str | None:
+    """`ray` where it is installed; else None, and a line on stderr that says so."""
+    if ray is None or ray_is_installed():
+        return ray
+    print("ray is not installed (pip install ray): running without it", file=sys.stderr)
+    return None
+
+
 def run_jobs(
     jobs: Sequence[Job],
     function: Function,
@@ -110,9 +118,7 @@ def run_jobs(
     open_jobs = [job for job in jobs if outcomes[job.name].state == "waiting"]
     if not open_jobs:
         return outcomes
-    if ray is not None and not ray_is_installed():
-        print("ray is not installed (pip install ray): running without it", file=sys.stderr)
-        ray = None
+    ray = available(ray)
     if ray is None:
         executor: Executor = Processes(function, max(1, resources.workers))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +71,31 @@ def make_report(
                         "runs as far as they are)")  # fmt: skip
     warnings = [f"left out: {_describe(run)}: {faults[run.folder]}" for run in runs if run.folder in faults]
     warnings += [f"unfinished: {_describe(run)}: {_reached(run)}" for run in used if not run.complete]
-    cells = group(used, by)
+    lost = [run for run in runs if run.stopped and run.folder in faults]
+    cells = [_with_lost(cell, lost) for cell in group(used, by)]
     return Report(cells, make_rows(cells, choice, Published()), choice, warnings, by, extra)
 
 
 def _unusable(run: SeedRun, partial: bool) -> str | None:
     """Why a run has no place in a table; None where it has."""
+    if run.stopped and not partial:
+        return "its numbers were no longer finite: " + "; ".join(f"step {step:,}, {text}" for step, text in run.events)
     if not len(run.steps):
         return "no evaluation was made"
     if not np.isfinite(run.scores).all():
         return "its set has no reference scores, so there is no normalised score"
     return None if partial or run.complete else _reached(run)
+
+
+def _with_lost(cell: Cell, lost: Sequence[SeedRun]) -> Cell:
+    """The cell with a remark on its seeds that were stopped and are in no mean."""
+    key = (cell.label, cell.env_name, cell.algo, cell.changed, cell.total_steps)
+    own = [run for run in lost if (run.label, run.env_name, run.algo, run.changed, run.total_steps) == key]
+    if not own:
+        return cell
+    names, number = ", ".join(str(run.seed) for run in own), len(own) + len(cell.runs)
+    remark = f"{len(own)} of {number} seeds stopped, their numbers not finite (seed {names}): in no mean"
+    return dataclasses.replace(cell, remarks=(*cell.remarks, remark))
 
 
 def _reached(run: SeedRun) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 
 import hyperparameters
 from utils.errors import UserError
+from utils.faults import RUNAWAY, STOPPED
+from utils.results import read_events
 
 __all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "read_run"]
 
@@ -73,7 +75,7 @@ class SeedRun:
     """What one seed left.
 
     steps [E] of the evaluations; episodes: normalised scores in percent, an array an evaluation; metrics: columns of
-    `metrics.csv` (`step` among them), NaN where empty; changed: settings other than the task's own, without those of
+    `metrics.csv` (`step` among them), NaN where empty; events: what happened at which step (`utils.faults`); changed:
     `LENGTH`; total_steps: what the run was asked for.
     """
 
@@ -89,6 +91,7 @@ class SeedRun:
     unstable: int
     metrics: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
+    events: Sequence[tuple[int, str]] = ()
 
     @property
     def scores(self) -> np.ndarray:
@@ -99,6 +102,11 @@ class SeedRun:
     def complete(self) -> bool:
         """Whether the run reached its last step."""
         return bool(len(self.steps)) and int(self.steps[-1]) >= self.total_steps
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its numbers were no longer finite: there is nothing to come."""
+        return any(event.startswith(STOPPED) for _, event in self.events)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -165,6 +173,7 @@ def read_run(folder: Path, labels: Labels) -> SeedRun:
             unstable=unstable,
             metrics=_read_metrics(folder / "metrics.csv"),
             config=config,
+            events=read_events(folder / "metrics.csv"),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
@@ -202,7 +211,8 @@ def _read_metrics(path: Path) -> dict[str, np.ndarray]:
         rows = list(reader)
         columns = reader.fieldnames or []
     try:
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in columns}
+        numbers = [name for name in columns if name != "event"]
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in numbers}
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); run again with --resume, or delete it") from error
 
@@ -295,6 +305,10 @@ def _remarks(runs: Sequence[SeedRun]) -> tuple[str, ...]:
     ]
     if unstable := sum(run.unstable for run in runs):
         remarks.append(f"{unstable} episodes ended in an unstable simulation")
+    for event, what in ((STOPPED, "stopped, its numbers not finite"), (RUNAWAY, "had Q values that ran away")):
+        met = [run for run in runs if any(text.startswith(event) for _, text in run.events)]
+        if met:
+            remarks.append(f"{len(met)} of {len(runs)} seeds {what} (seed {', '.join(str(r.seed) for r in met)})")
     return tuple(remarks)
 
 
