@@ -6,7 +6,6 @@ import argparse
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -169,8 +168,6 @@ class Run:
         means = {name: value.cpu().numpy() for name, value in self.runner.metrics().items()}
         rate, logged = steps / (time.perf_counter() - started), self.watch.running.copy()
         for k, event in enumerate(self.watch.look(means)):
-            if event:
-                warnings.warn(f"seed {self.seeds[k]}, step {self.agent.step:,}: {event}", stacklevel=2)
             if logged[k]:
                 self.logs[k].metrics(self.agent.step, {n: float(v[k]) for n, v in means.items()}, rate, event)
         self.bar.advance(steps, **{"lambda": means["lambda"].mean()} if "lambda" in means else {})

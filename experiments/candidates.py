@@ -24,9 +24,8 @@ from agents import AGENTS
 from experiments.common import Experiment, main
 from experiments.training import continue_run
 from utils import checkpoint, options, sources
-from utils.evaluation import environment_rngs, evaluate
+from utils.evaluation import acting_generators, environment_rngs, evaluate
 from utils.log import EVALUATION_COLUMNS, CsvFile, write_json
-from utils.seeding import torch_generators
 
 CANDIDATES = (1, 10, 50, 200)
 
@@ -65,7 +64,8 @@ def evaluate_with(given: argparse.Namespace, seed: int, number: int) -> None:
     agent.load_state_dict(checkpoint.load(trained / "checkpoint.pt")["agent"])
     rngs = environment_rngs([seed], agent.step, given.eval_seeds == "fresh")
     with torch.no_grad():
-        episodes = evaluate(agent.act, environments, [seed], rngs, torch_generators([seed], "acting", device), device)
+        acting = acting_generators([seed], agent.step, device)
+        episodes = evaluate(agent.act, environments, [seed], rngs, acting, device)
     scores = sources.normalized_score(given, episodes.returns)[0]
     columns = zip(scores, episodes.returns[0], episodes.lengths[0], episodes.unstable[0], strict=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -147,6 +147,31 @@ def test_continuing_takes_each_seed_from_where_it_is(tmp_path, monkeypatch):
     assert continue_run(command) == 143  # and the groups that follow are not begun
 
 
+def test_seeds_with_a_step_in_common_go_on_together(tmp_path, monkeypatch):
+    """Seed 1 was not saved any more when a kill came: seed 0 goes back to the step before, not on by itself."""
+    base, calls = tmp_path / "runs", []
+    for seed, saved in ((0, {"checkpoint.pt": 40, "checkpoint.previous.pt": 20}), (1, {"checkpoint.pt": 20})):
+        folder = make_run(base, [1.0], seed=seed, planned=6)
+        for name, step in saved.items():
+            torch.save({"agent": {"step": step}}, folder / name)
+    monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
+    assert continue_run(["--env_name", "hopper-medium-v2", "--dir", str(base), "--seeds", "0,1"]) == 0
+    assert [(options.parse_seeds(p), p.resume) for p in (options.parse(c, AGENTS) for c in calls)] == [([0, 1], True)]
+
+
+def test_ray_that_is_not_installed_is_said_before_any_set_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("utils.sweep.ray_is_installed", lambda: False)
+
+    def collected(*_):
+        assert "ray is not installed" in capsys.readouterr().err
+        raise UserError("as planned")
+
+    monkeypatch.setattr(common, "prepare_data", collected)
+    chosen = given(table1.EXPERIMENT, "--dir", str(tmp_path), "--dataset", "local", "--ray", "local")
+    with pytest.raises(UserError, match="as planned"):
+        common.Study(table1.EXPERIMENT, chosen).run()
+
+
 def test_share_done(tmp_path):
     assert share_done(tmp_path / "nothing", 60) == 0
     assert share_done(make_run(tmp_path, [1.0, 2.0], seed=0, planned=6), 60) == pytest.approx(40 / 60)
@@ -168,7 +193,7 @@ def test_speeds_come_from_earlier_runs_of_the_same_kind(tmp_path):
     folder = make_run(tmp_path, [1.0, 2.0], run_options={"seeds": "0-1", "seed": 0})
     header, *rows = (folder / "metrics.csv").read_text().splitlines()
     rates = (1.0, 30.0, 50.0, 40.0)  # the first includes the warm-up
-    rows = [f"{row.rpartition(',')[0]},{rate}" for row, rate in zip(rows, rates, strict=True)]
+    rows = [f"{row.rsplit(',', 2)[0]},{rate}," for row, rate in zip(rows, rates, strict=True)]
     (folder / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
     speeds = Speeds(tmp_path, "cpu", measure=False)
     config = hyperparameters.get("diffcps", "hopper-medium-v2")

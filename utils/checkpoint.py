@@ -211,7 +211,9 @@ def load_weights(path: Path) -> Any:
         content = path.read_bytes()
         if damage := _damage(content):
             raise UserError(f"{path} {damage}")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of what such a file could hold; it holds no more than is unpickled safely
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways: zip, unpickling, key or end-of-file errors

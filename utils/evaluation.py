@@ -16,7 +16,7 @@ import torch
 
 from utils.seeding import torch_generators
 
-__all__ = ["EVAL_SEED_OFFSET", "Episodes", "Evaluator", "environment_rngs", "evaluate"]
+__all__ = ["EVAL_SEED_OFFSET", "Episodes", "Evaluator", "acting_generators", "environment_rngs", "evaluate"]
 
 EVAL_SEED_OFFSET = 100  # the published code evaluates every time from the environment seed `seed + 100`
 
@@ -55,6 +55,11 @@ def environment_rngs(seeds: Sequence[int], evaluation: int, fresh: bool) -> list
     if fresh:
         return [np.random.default_rng([seed + EVAL_SEED_OFFSET, evaluation]) for seed in seeds]
     return [np.random.default_rng(seed + EVAL_SEED_OFFSET) for seed in seeds]
+
+
+def acting_generators(seeds: Sequence[int], step: int, device: torch.device | str) -> list[torch.Generator]:
+    """What each seed's policy draws from in the evaluation at a gradient step."""
+    return torch_generators(seeds, f"acting at {step}", device)
 
 
 def evaluate(
@@ -154,7 +159,7 @@ class Evaluator:
     def _play(self, step: int, played: np.ndarray | None) -> Episodes:
         seeds, device = self.agent.seeds, self.agent.device
         rngs = environment_rngs(seeds, step, self.fresh)
-        generators = torch_generators(seeds, f"acting at {step}", device)
+        generators = acting_generators(seeds, step, device)
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             return evaluate(self.act, self.environments, seeds, rngs, generators, device, played)
 

@@ -8,6 +8,7 @@ captured graph runs as it is.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,7 +28,9 @@ Q_METRIC = "q_mean"
 class Learner(Protocol):
     """What is needed of an agent."""
 
+    seeds: Sequence[int]
     num_seeds: int
+    step: int
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
@@ -58,15 +61,21 @@ class Watch:
         self._finite = agent.state_dict()
 
     def look(self, means: Mapping[str, np.ndarray]) -> list[str]:
-        """Take a look at each metric's mean [S] and at the agent's state. What happened to each seed, mostly ""."""
+        """Take a look at each metric's mean [S] and at the agent's state. What happened to each seed, mostly "".
+
+        What happened is also said in a warning.
+        """
         state = self.agent.state_dict()
-        lost = [name for name, tensor in _tensors(state)]
+        names = [name for name, _ in _tensors(state)]
         finite = torch.stack([_finite(tensor) for _, tensor in _tensors(state)]).cpu().numpy()  # [tensors, S]
         events = []
         for k in range(self.agent.num_seeds):
             bad = [name for name, values in means.items() if not math.isfinite(values[k])]
-            bad += [name for name, row in zip(lost, finite, strict=True) if not row[k]]
+            bad += [name for name, row in zip(names, finite, strict=True) if not row[k]]
             events.append(self._event(k, bad, float(means[Q_METRIC][k]) if Q_METRIC in means else 0.0))
+        for seed, event in zip(self.agent.seeds, events, strict=True):
+            if event:
+                warnings.warn(f"seed {seed}, step {self.agent.step:,}: {event}", stacklevel=3)
         if self.running.all():
             self._finite = state
         else:

@@ -76,7 +76,7 @@ class SeedRun:
 
     steps [E] of the evaluations; episodes: normalised scores in percent, an array an evaluation; metrics: columns of
     `metrics.csv` (`step` among them), NaN where empty; events: what happened at which step (`utils.faults`); changed:
-    `LENGTH`; total_steps: what the run was asked for.
+    settings other than the task's own, without those of `LENGTH`; total_steps: what the run was asked for.
     """
 
     folder: Path

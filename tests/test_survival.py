@@ -1,0 +1,110 @@
+"""A run that is killed, at any moment, continues as if it had not been; and only one process has a run at a time."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import run
+from agents import AGENTS
+from benchmarks import forked
+from benchmarks.soak import difference, tiny
+from tests.small import d4rl_file
+from utils.errors import UserError
+from utils.locks import RunLock
+
+KILLS = 3  # of each algorithm and number of seeds; benchmarks.soak kills for as long as it is told to
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(d4rl_file(tmp_path_factory.mktemp("data") / "hopper.hdf5"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- SIGKILL --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", ["0", "0-2"])
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_killed_at_random_moments_it_is_the_run_that_was_not(algo: str, seeds: str, tmp_path: Path, data: str) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, seconds = forked.finish(tiny(algo, seeds, data, whole))
+    assert code == 0
+    chance, kills = random.Random(f"{algo} {seeds}"), 0
+    for _ in range(KILLS):
+        code = forked.kill_at(tiny(algo, seeds, data, killed, "--resume"), chance.uniform(0, 0.8) * seconds)
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+    assert forked.finish(tiny(algo, seeds, data, killed, "--resume"))[0] == 0
+    assert difference(whole, killed) is None
+
+
+def test_a_difference_is_seen(tmp_path: Path, data: str) -> None:
+    """What the test above compares: a digit, a row, or a parameter that is another is found."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        assert run.main(tiny("diffusion_bc", "0", data, folder)) == 0
+    assert difference(one, other) is None
+    seed = next(other.rglob("seed_0"))
+    for name in ("metrics.csv", "evaluations.csv"):
+        text = (seed / name).read_text()
+        (seed / name).write_text(text.replace("\n4,", "\n5,", 1))
+        assert name in str(difference(one, other))
+        (seed / name).write_text(text)
+    state = torch.load(seed / "checkpoint.pt", weights_only=True)
+    state["agent"]["networks"]["actor"][0, 5] += 1e-6
+    torch.save(state, seed / "checkpoint.pt")
+    assert "networks.actor" in str(difference(one, other))
+
+
+# --- One process a run ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_and_named_its_owner(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = tiny("diffusion_bc", "0,1", data, tmp_path, "--num_epochs", "1000000", "--execution", "eager")
+    process = forked.start(endless)
+    folder = tmp_path / "diffusion_bc" / "hopper-medium-v2"
+    wait_for(lambda: (folder / "seed_1" / "checkpoint.pt").exists())
+    before = (folder / "seed_1" / "config.json").read_bytes()
+    for how in ("--resume", "--overwrite"):
+        assert run.main(tiny("diffusion_bc", "1", data, tmp_path, "--num_epochs", "1000000", how)) == 2
+        line = capsys.readouterr().err.strip()
+        assert f"seed_1 is in use by process {process.pid} on {socket.gethostname()}" in line and "\n" not in line
+    assert (folder / "seed_1" / "config.json").read_bytes() == before
+    process.kill()
+    process.join()
+    assert (folder / ".seed_1.lock").read_text() == f"process {process.pid} on {socket.gethostname()}"
+    assert run.main(tiny("diffusion_bc", "1", data, tmp_path, "--overwrite")) == 0  # a stale lock is no lock
+
+
+def test_a_lock_is_given_back_also_when_another_is_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "seed_0", tmp_path / "seed_1"
+    held = RunLock([two])
+    with pytest.raises(UserError, match=f"seed_1 is in use by process {os.getpid()}"):
+        RunLock([one, two])
+    RunLock([one]).close()
+    held.close()
+    RunLock([one, two]).close()
+
+
+def wait_for(condition: Any, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
