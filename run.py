@@ -70,6 +70,7 @@ class Run:
         dataset = sources.load(given)
         behaviour_score = dataset.info.get("behaviour_score")
         with ExitStack() as self.open:
+            self.open.enter_context(closing(RunLock(self.folders)))
             self.build(dataset)
             self.open_folders(dataset)
             del dataset  # the device holds the transitions; keep no second copy
@@ -119,7 +120,6 @@ class Run:
         run = {name: value for name, value in vars(self.options).items() if name not in self.settings}
         described = results.describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": self.runner.mode} for seed in self.seeds]
-        self.open.enter_context(closing(RunLock(self.folders)))
         states = results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
         if states is not None:
             checkpoint.restore(self.parts, states)

@@ -26,7 +26,7 @@ def tiny(algo: str, seeds: str, data: str, folder: Path, *more: str) -> list[str
     for name, value in SHORT.items():
         if name in known:
             command += [f"--{name}", str(value)]
-    return [*command, "--device", "cpu", "--threads", "1", "--quiet", *more]
+    return [*command, "--device", "cpu", "--execution", "eager", "--threads", "1", "--quiet", *more]
 
 
 def difference(one: Path, other: Path) -> str | None:

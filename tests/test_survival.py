@@ -61,10 +61,10 @@ def test_a_difference_is_seen(tmp_path: Path, data: str) -> None:
     assert difference(one, other) is None
     seed = next(other.rglob("seed_0"))
     for name in ("metrics.csv", "evaluations.csv"):
-        text = (seed / name).read_text()
-        (seed / name).write_text(text.replace("\n4,", "\n5,", 1))
+        content = (seed / name).read_bytes()
+        (seed / name).write_bytes(content.replace(b"\n4,", b"\n5,", 1))
         assert name in str(difference(one, other))
-        (seed / name).write_text(text)
+        (seed / name).write_bytes(content)
     state = torch.load(seed / "checkpoint.pt", weights_only=True)
     state["agent"]["networks"]["actor"][0, 5] += 1e-6
     torch.save(state, seed / "checkpoint.pt")
@@ -77,7 +77,7 @@ def test_a_difference_is_seen(tmp_path: Path, data: str) -> None:
 def test_a_second_process_is_refused_and_named_its_owner(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    endless = tiny("diffusion_bc", "0,1", data, tmp_path, "--num_epochs", "1000000", "--execution", "eager")
+    endless = tiny("diffusion_bc", "0,1", data, tmp_path, "--num_epochs", "1000000")
     process = forked.start(endless)
     folder = tmp_path / "diffusion_bc" / "hopper-medium-v2"
     wait_for(lambda: (folder / "seed_1" / "checkpoint.pt").exists())
