@@ -15,7 +15,7 @@ import hyperparameters
 TASK = "hopper-medium-v2"
 SHORT = {
     "num_epochs": 3, "num_steps_per_epoch": 4, "pretrain_epochs": 1, "eval_interval": 1, "eval_episodes": 1,
-    "batch_size": 8, "hidden_dim": 16, "action_candidates": 2,
+    "batch_size": 8, "hidden_dim": 16, "action_candidates": 4, "plan_interval": 6, "plan_actions": 2,
 }  # fmt: skip
 
 
