@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         return Run(options.parse(argv, AGENTS)).start()
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if (line := options.out_of_memory(error)) is None:
             raise
         print(f"run.py: {line}", file=sys.stderr)

@@ -83,7 +83,7 @@ def restore(parts: Mapping[str, Part], states: Sequence[Mapping[str, Any]]) -> N
             part.load_state_dict(join([state[name] for state in states]))
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit this run ({type(error).__name__}: {_first_line(error)}); "
                         "use --overwrite or another --dir") from error  # fmt: skip
 

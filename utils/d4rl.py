@@ -247,8 +247,8 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
     Raises UserError for an unknown id, and for a file that is not sound, or missing and not to be downloaded.
     """
     wanted = task(env_name)
-    file = cached_file(env_name) if path is None else Path(path).expanduser()
-    if not file.exists():
+    file = cached_file(env_name) if path is None else Path(os.path.expanduser(path))
+    if not os.path.exists(file):  # also where its name is none that the system takes
         if path is not None:
             raise UserError(f"no dataset file {file}; give the path of a D4RL-format HDF5 file")
         _download(wanted, file)

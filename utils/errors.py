@@ -9,3 +9,6 @@ class UserError(ValueError):
     Its message is one line that says what is wrong and what to do about it; the command line prints that line
     and ends with exit code 2, without a traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # what it quotes, a path or another error, may have several lines

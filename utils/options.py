@@ -98,6 +98,7 @@ HELP = {
     "sigma_data": "deviation of the actions that the preconditioning assumes",
     "clip_denoised": "bound of denoised actions",
 }
+MAX_SEEDS = 1024
 ALIASES = {"diffusion_steps": ("--T",), "kappa": ("--target_kl",)}  # the published command's names
 
 
@@ -105,7 +106,8 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        line = " ".join(message.split())  # an argument that it quotes may have several
+        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
 
 
 def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
@@ -182,8 +184,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     options = build_parser(algo, algorithms).parse_args(argv)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads must be at least 1, not {options.threads}")
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise UserError(f"--threads must lie between 1 and 1024, not {options.threads}")
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
@@ -211,11 +213,14 @@ def parse_seeds(options: argparse.Namespace) -> list[int]:
     try:
         for part in text.split(","):
             low, _, high = part.partition("-")
-            seeds.extend(range(int(low), int(high or low) + 1))
+            # No longer than one too many: a wrong figure costs no memory.
+            seeds.extend(range(int(low), min(int(high or low), int(low) + MAX_SEEDS) + 1))
     except ValueError:
         raise UserError(f"--seeds takes 0-4 or 0,3,7, not {text!r}") from None
-    if not seeds or len(set(seeds)) != len(seeds) or len(seeds) > 1024:
-        raise UserError(f"--seeds {text!r} must name between 1 and 1024 different seeds")
+    if not seeds or len(set(seeds)) != len(seeds) or len(seeds) > MAX_SEEDS:
+        raise UserError(f"--seeds {text!r} must name between 1 and {MAX_SEEDS} different seeds")
+    if max(seeds) >= 2**63:
+        raise UserError(f"a seed must be below 2^63, not {max(seeds)}")
     return seeds
 
 
@@ -242,12 +247,16 @@ def resolve_device(text: str) -> torch.device:
     return torch.device(f"cuda:{number}")
 
 
+# How PyTorch says on a CPU, and MuJoCo, that something does not fit.
+NO_MEMORY = ("not enough memory", "allocate memory", "size calculation overflowed", "Overflow when unpacking long")
+
+
 def out_of_memory(error: Exception) -> str | None:
-    """A line for the user if that is what `error` says, of a GPU, of PyTorch on the CPU or of NumPy; else None."""
+    """A line for the user if that is what `error` says, of a GPU or of this machine's own; else None."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f"out of GPU memory; use fewer --seeds ({text})"
-    if isinstance(error, MemoryError) or "not enough memory" in text or "invalid sizes" in text:
+    if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
         return f"out of memory; use fewer --seeds or smaller sizes ({text})"
     return None
 
@@ -256,6 +265,6 @@ def show_warnings_as_lines() -> None:
     """A warning is one line on stderr, without the source line that raised it."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show  # type: ignore[assignment]
