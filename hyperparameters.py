@@ -26,6 +26,7 @@ __all__ = [
     "DiffusionQLConfig",
     "IDQLConfig",
     "IQLConfig",
+    "QGPOConfig",
     "SfBCConfig",
     "TD3BCConfig",
     "domain",
@@ -169,6 +170,32 @@ class SfBCConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QGPOConfig(Config):
+    """QGPO (Lu et al. 2023): utils.py, train_behavior.py, train_critic.py and the README's command of Offline_RL_2D in
+    its code (ChenDRAG/CEP-energy-guided-diffusion).
+
+    The code evaluates guidance scales from 0 to 10 (AntMaze: 1 to 4) and the paper chooses one a task; its table is not
+    part of the code, so 1 stands here, the scale at which the sampled policy is the one that is derived.
+    """
+
+    batch_size: int = 4096  # of the behaviour model
+    num_epochs: int = 1000
+    pretrain_epochs: int = 600  # of the behaviour model, before gradient step 0
+    critic_epochs: int = 500  # of Q, which then stands still while the energy goes on
+    critic_batch_size: int = 256  # of Q and the energy
+    learning_rate: float = 1e-4
+    critic_learning_rate: float = 3e-4  # of Q and of the energy
+    grad_norm: float = 0.0  # the published code clips nothing
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    diffusion_steps: int = 15  # evaluations of the networks a sample
+    support_actions: int = 16
+    beta: float = 3.0  # inverse temperature of the policy: the code's alpha
+    beta_q: float = 3.0  # inverse temperature of the softmax in Q's target: the code's q_alpha
+    guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class BCConfig(Config):
     """Behaviour cloning with a Gaussian; length and network of TD3+BC's code (sfujim/TD3_BC), whose table has it."""
 
@@ -306,6 +333,7 @@ CONFIGS: dict[str, type[Config]] = {
     "bc": BCConfig,
     "awr": AWRConfig,
     "sfbc": SfBCConfig,
+    "qgpo": QGPOConfig,
     "iql": IQLConfig,
     "td3_bc": TD3BCConfig,
     "bcq": BCQConfig,
@@ -349,6 +377,13 @@ COMMON_SETTINGS: dict[str, Row] = {
 }
 
 DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
+    "qgpo": {
+        "locomotion": {"reward_tune": "iql_returns", "beta_q": 1.0},
+        "antmaze": {"reward_tune": "iql_antmaze", "support_actions": 32, "eval_episodes": 100},
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"pretrain_epochs": 20, "critic_epochs": 10},
+    },
     "sfbc": {
         "locomotion": {"actions_averaged": 4},
         "antmaze": {"num_epochs": 100, "eval_interval": 10, "eval_episodes": 100, "plan_interval": 50_000},
@@ -601,6 +636,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 POSITIVE = (
     "batch_size", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes", "action_candidates",
     "learning_rate", "critic_learning_rate", "lambda_learning_rate", "diffusion_steps", "policy_interval",
+    "support_actions", "critic_epochs",
     "plan_actions", "select_alpha", "actions_averaged", "critic_layers",
     "temperature", "weight_max", "plan_interval", "action_std",
     "hidden_dim", "ema_interval", "sigma_min", "sigma_max", "sigma_data", "clip_denoised",
@@ -610,7 +646,7 @@ POSITIVE = (
 FRACTIONS = ("discount", "tau", "td_lambda", "ema_decay", "expectile", "dropout", "min_weight")
 NOT_NEGATIVE = (
     "grad_norm", "kappa", "lambda_min", "ema_start", "eta", "top_k", "alpha", "gamma", "pretrain_epochs",
-    "beta", "target_noise", "target_noise_clip", "phi",
+    "beta", "beta_q", "guidance_scale", "target_noise", "target_noise_clip", "phi",
     "min_q_weight", "bc_steps",
     "mmd_threshold", "warmup_steps",
 )  # fmt: skip

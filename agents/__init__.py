@@ -12,6 +12,7 @@ from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
 from agents.idql import IDQL
 from agents.iql import IQL
+from agents.qgpo import QGPO
 from agents.sfbc import SfBC
 from agents.td3_bc import TD3BC
 
@@ -25,6 +26,7 @@ AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
     "awr": AWR,
     "sfbc": SfBC,
+    "qgpo": QGPO,
     "iql": IQL,
     "td3_bc": TD3BC,
     "bcq": BCQ,

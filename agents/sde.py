@@ -19,7 +19,16 @@ from torch.nn.functional import silu
 
 from agents.networks import Network, Parameters, default_init, linear
 
-__all__ = ["ScoreNetwork", "Solver", "denoising_loss", "fourier_features", "score_init", "signal_and_spread"]
+__all__ = [
+    "EnergyNetwork",
+    "ScoreNetwork",
+    "Solver",
+    "denoising_loss",
+    "fourier_features",
+    "score_init",
+    "signal_and_spread",
+    "solver_orders",
+]
 
 BETA_0, BETA_1 = 0.1, 20.0
 END = 1e-3  # where the solver stops
@@ -130,6 +139,56 @@ class ScoreNetwork(Network):
         hidden = silu(self._linear(f"{name}.dense2.0", (hidden + shift.unsqueeze(2)).flatten(1, 2)))
         through = self._linear(f"{name}.modify_x", x) if f"{name}.modify_x.weight" in self.parameters.shapes else x
         return hidden + through
+
+
+class EnergyNetwork(Network):
+    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member a seed."""
+
+    LAYERS = ("qt.2", "qt.4", "qt.6", "qt.8")
+
+    def __init__(
+        self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, hidden_dim: int = 256
+    ) -> None:
+        self.action_dim = action_dim
+        sizes = [action_dim + EMBED_DIM + state_dim, *[hidden_dim] * 4, 1]
+        shapes: dict[str, tuple[int, ...]] = {"embed.0.W": (EMBED_DIM // 2,)}
+        affine = [("embed.1", EMBED_DIM, EMBED_DIM), *zip(("qt.0", *self.LAYERS), sizes[:-1], sizes[1:], strict=True)]
+        for name, fan_in, fan_out in affine:
+            shapes.update({f"{name}.weight": (fan_out, fan_in), f"{name}.bias": (fan_out,)})
+        self.parameters = Parameters(shapes, seeds, device)
+
+    def state_part(self, states: Tensor) -> Tensor:
+        """The first layer's share of the state, bias included: [S, B, state_dim] -> [S, B, H]."""
+        weight = self.parameters["qt.0.weight"][:, :, self.action_dim + EMBED_DIM :]
+        return linear(states, weight, self.parameters["qt.0.bias"])
+
+    def time_part(self, times: Tensor) -> Tensor:
+        """The first layer's share of the time: [S, B] -> [S, B, H]."""
+        p, a = self.parameters, self.action_dim
+        embedded = linear(fourier_features(times, p["embed.0.W"]), p["embed.1.weight"], p["embed.1.bias"])
+        return linear(embedded, p["qt.0.weight"][:, :, a : a + EMBED_DIM])
+
+    def _layers(self, actions: Tensor, part: Tensor) -> list[Tensor]:
+        """What enters each activation, and at the end the value [S, B * R, 1]."""
+        p, repeats = self.parameters, actions.shape[1] // part.shape[1]
+        part = part.repeat_interleave(repeats, dim=1) if repeats > 1 else part
+        entering = [torch.baddbmm(part, actions, p["qt.0.weight"][:, :, : self.action_dim].mT)]
+        for layer in self.LAYERS:
+            entering.append(linear(silu(entering[-1]), p[f"{layer}.weight"], p[f"{layer}.bias"]))
+        return entering
+
+    def __call__(self, actions: Tensor, part: Tensor) -> Tensor:
+        """actions [S, B * R, A], part [S, B, H] = state part + time part -> f [S, B * R]; R actions side by side."""
+        return self._layers(actions, part)[-1].squeeze(-1)
+
+    def gradient(self, actions: Tensor, part: Tensor) -> Tensor:
+        """d f / d action [S, B * R, A], by the chain rule: acting keeps no record to differentiate."""
+        p, upstream = self.parameters, None
+        for layer, x in zip(reversed(self.LAYERS), reversed(self._layers(actions, part)[:-1]), strict=True):
+            weight, s = p[f"{layer}.weight"], torch.sigmoid(x)
+            inner = weight if upstream is None else torch.bmm(upstream, weight)
+            upstream = inner * (s + x * s * (1 - s))  # the derivative of x sigmoid(x)
+        return torch.bmm(upstream, p["qt.0.weight"][:, :, : self.action_dim])
 
 
 def denoising_loss(network: ScoreNetwork, actions: Tensor, states: Tensor, times: Tensor, noise: Tensor) -> Tensor:
