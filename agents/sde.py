@@ -49,13 +49,14 @@ def signal_and_spread(times: Tensor) -> tuple[Tensor, Tensor]:
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
-def fourier_features(times: Tensor, frequencies: Tensor) -> Tensor:
-    """Sines then cosines of 2 pi t W: times [S, B], frequencies W [S, F] -> [S, B, 2 F].
+def constant(weight: Tensor) -> Tensor:
+    """The same numbers, by which the derivative is zero: for what stands among the weights but does not learn."""
+    return weight.detach() + (weight - weight)
 
-    The frequencies stand among the weights, under their published name, but do not learn: their gradient is zero.
-    """
-    fixed = frequencies.detach() + (frequencies - frequencies)
-    angles = times.unsqueeze(-1) * (2 * math.pi) * fixed.unsqueeze(1)
+
+def fourier_features(times: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines then cosines of 2 pi t W: times [S, B], frequencies W [S, F] -> [S, B, 2 F]. W does not learn."""
+    angles = times.unsqueeze(-1) * (2 * math.pi) * constant(frequencies).unsqueeze(1)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
@@ -142,7 +143,10 @@ class ScoreNetwork(Network):
 
 
 class EnergyNetwork(Network):
-    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member a seed."""
+    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member a seed.
+
+    Its loss does not depend on the last bias, whose derivative would be rounding alone, which Adam takes for steps.
+    """
 
     LAYERS = ("qt.2", "qt.4", "qt.6", "qt.8")
 
@@ -174,7 +178,8 @@ class EnergyNetwork(Network):
         part = part.repeat_interleave(repeats, dim=1) if repeats > 1 else part
         entering = [torch.baddbmm(part, actions, p["qt.0.weight"][:, :, : self.action_dim].mT)]
         for layer in self.LAYERS:
-            entering.append(linear(silu(entering[-1]), p[f"{layer}.weight"], p[f"{layer}.bias"]))
+            bias = p[f"{layer}.bias"] if layer != self.LAYERS[-1] else constant(p[f"{layer}.bias"])
+            entering.append(linear(silu(entering[-1]), p[f"{layer}.weight"], bias))
         return entering
 
     def __call__(self, actions: Tensor, part: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from utils.dataset import Columns
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 16, 0.7
 QUICK = {
+    "support_actions": 4,
+    "plan_actions": 4,
     "ema_start": 2,
     "action_candidates": 8,
     "clip_denoised": MAX_ACTION,

@@ -26,6 +26,8 @@ from utils.seeding import torch_generators
 def runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
     fields = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}
     early = {"ema_start": 20, "warmup_steps": 20, "hidden_dim": 64, "vae_hidden_dim": 32}  # where an agent has them
+    if "plan_actions" in fields or "support_actions" in fields:  # a behaviour model is sampled for the whole table
+        early |= {"hidden_dim": 32, "diffusion_steps": 3, "support_actions": 2}
     settings = {name: value for name, value in early.items() if name in fields} | settings
     config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)
@@ -290,8 +292,9 @@ def replayed_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("start", ["first", "7", "ema"])
 def test_periods_in_fixed_buffers_equal_single_steps(algo: str, start: str) -> None:
     """From the first step (or pretraining), from within a period, and across the start of the policy's average."""
-    # The short pretraining of DTQL ends within the run.
-    short = {"pretrain_epochs": 1, "num_steps_per_epoch": 40} if algo == "dtql" else {}
+    # A short pretraining ends within the run.
+    pretrained = hasattr(hyperparameters.CONFIGS[algo], "pretrain_epochs")
+    short = {"pretrain_epochs": 1, "num_steps_per_epoch": 40} if pretrained else {}
     eager, graph = runner("eager", [0, 3], algo=algo, **short), runner("graph", [0, 3], algo=algo, **short)
     for run in (eager, graph):
         run.agent.step = {"first": run.agent.first_step, "7": 7, "ema": 11}[start]
