@@ -311,7 +311,7 @@ def build_parser() -> options.Parser:
     add("--quick", action="store_true", help="400 steps, 2 seeds, T = 5 and 20: a rehearsal of everything")
     add("--steps", type=int, help=f"gradient steps, a multiple of {EPOCHS} (default: {STEPS}; --quick: 400)")
     add("--seeds", help="0-4 or 0,3,7 (default: 0-4; --quick: 0-1)")
-    add("--T", type=int, nargs="+", help="diffusion steps (default: 5 10 15 20; gaussians: 5; --quick: 5 20)")
+    add("--T", type=int, nargs="+", help="diffusion steps (default: 5 10 15 20; gaussians: 15; --quick: 5 20)")
     add("--algos", nargs="+", choices=list(AGENTS), metavar="ALGO", default=ALGOS,
         help=f"of {', '.join(AGENTS)} (default: {' '.join(ALGOS)})")  # fmt: skip
     add("--show", action="store_true", help="run nothing: tables and figures of what is complete")
@@ -329,7 +329,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     given = build_parser().parse_args(argv)
     given.steps = given.steps or (400 if given.quick else STEPS)
     given.seeds = given.seeds or ("0-1" if given.quick else "0-4")
-    given.T = tuple(given.T or ((5, 20) if given.quick else STEPS_T if given.bandit == "circle" else (5,)))
+    given.T = tuple(given.T or ((5, 20) if given.quick else STEPS_T if given.bandit == "circle" else (15,)))
     given.workers = given.workers or cores()
     given.dataset, given.eval_seeds = "d4rl", "published"  # what `Training.command` asks for: no --dataset flag
     return given

@@ -163,6 +163,6 @@ def _over_T(scores: Scores, every_T: Sequence[int]) -> Figure:
         axes.set_ylim(bottom=0, top=105 if scale == 100 else None)
         axes.grid(color="0.92")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=8
     )
     return figure
