@@ -37,9 +37,7 @@ from utils.seeding import torch_generators
 from utils.sweep import Job, Resources, run_jobs
 
 TASKS = {"circle": "bandit-circle-v0", "gaussians": "bandit-gaussians-v0"}
-CHAINS = ("sfbc", "diffusion_ql", "diffcps", "diffusion_bc")  # methods with diffusion steps T
-OTHERS = ("awr", "td3_bc", "bcq", "bear")
-ALGOS = (*OTHERS, *CHAINS)
+ALGOS = ("awr", "td3_bc", "bcq", "bear", "sfbc", "diffusion_ql", "diffcps", "diffusion_bc")  # those of the figures
 STEPS_T = (5, 10, 15, 20)
 STEPS = 20_000
 EPOCHS = 20
@@ -66,7 +64,8 @@ def methods(given: argparse.Namespace) -> list[Method]:
     """What is compared: chains at each T, the others as they are."""
     found = []
     for algo in dict.fromkeys(given.algos):
-        found += [Method(algo, T) for T in given.T] if algo in CHAINS else [Method(algo, None)]
+        has_T = hasattr(hyperparameters.CONFIGS[algo](), "diffusion_steps")
+        found += [Method(algo, T) for T in given.T] if has_T else [Method(algo, None)]
     return found
 
 
