@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import platform
@@ -173,7 +174,8 @@ def describe(env_name: str, name: str, policy: Policy, part: Recording) -> dict[
 def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attributes: dict[str, Any]) -> None:
     """Write recordings as one D4RL-format file, to a temporary name that is then renamed: whole, or not at all.
 
-    ``attributes`` are written as JSON texts under sorted names; there are no time stamps in the file.
+    ``attributes`` are written as JSON texts under sorted names; there are no time stamps in the file. Raises UserError
+    where the disk refuses.
     """
     path = Path(path)
     rows = join(parts)
@@ -186,15 +188,23 @@ def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attribu
         "timeouts": rows.timeouts,
         "infos/behaviour": behaviour,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Made in memory: the HDF5 library cannot close a file that a full disk has cut off.
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver=("earliest", "v110"), track_order=False) as file:
+        for name, column in columns.items():
+            file.create_dataset(name, data=column, compression="gzip", track_times=False)
+        for name in sorted(attributes):
+            file.attrs[name] = json.dumps(attributes[name], sort_keys=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with h5py.File(temporary, "w", libver=("earliest", "v110"), track_order=False) as file:
-            for name, column in columns.items():
-                file.create_dataset(name, data=column, compression="gzip", track_times=False)
-            for name in sorted(attributes):
-                file.attrs[name] = json.dumps(attributes[name], sort_keys=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as out:
+            out.write(content.getbuffer())
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
     finally:
         temporary.unlink(missing_ok=True)
 
