@@ -29,7 +29,8 @@ def export(runs: Sequence[SeedRun], target: Path) -> list[Path]:
     for run in runs:
         changed = " ".join(f"{name}={value}" for name, value in sorted(run.changed.items()))
         variant = f"{changed or 'own'} {run.total_steps} steps"
-        folder = target / _file_name(run.label) / _file_name(variant) / run.algo / run.env_name / f"seed_{run.seed}"
+        folder = target / _file_name(run.label) / _file_name(variant) / _path(run.algo) / _path(run.env_name)
+        folder /= f"seed_{run.seed}"
         if (folder / "config.json").exists():
             raise UserError(f"{folder} exists already; delete it, or export into another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,11 @@ def portable(config: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def _file_name(text: str) -> str:
-    """A folder's name for a label or a variant: no separators or blanks; never empty."""
+    """A folder's name for a label or a variant: no separators or blanks; never empty, nor one that leads upwards."""
     kept = "".join(letter if letter.isalnum() or letter in "=.-_" else "-" for letter in text)
-    return kept.strip("-") or "unnamed"
+    return kept.strip("-.") or "unnamed"
+
+
+def _path(text: str) -> Path:
+    """Folders below the target for a name that a file gave, whatever stands in it; a Minari id has several parts."""
+    return Path(*(_file_name(part) for part in text.split("/")))
