@@ -224,6 +224,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60, help="how long (default: %(default)s)")
     parser.add_argument("--name", help="write results/benchmarks/soak_NAME.md")
+    parser.add_argument("--machine", default=platform.machine(), help="what to call this machine (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and damages (default: %(default)s)")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -275,7 +276,7 @@ def report(soak: Soak, watched: Watched, given: argparse.Namespace) -> list[str]
     return [
         f"# {given.minutes:g} minutes of train, kill, resume, evaluate", "",
         f"`python -m benchmarks.soak --minutes {given.minutes:g} --seed {given.seed}`; Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {len(AGENTS)} algorithms, one and three seeds, local "
+        f"{platform.python_version()}, torch {torch.__version__}; {given.machine}; {len(AGENTS)} algorithms, one and three seeds, local "
         "hopper-medium data and the same with rewards that overflow.", "",
         "| what happened | times |", "|---|---:|",
         *(f"| {name} | {number:,} |" for name, number in sorted(soak.counts.items())),

@@ -193,6 +193,33 @@ def test_when_no_seed_is_left_the_run_ends_with_code_1(
     assert "stopped at 8" in results.summary_table([tmp_path / "diffcps" / "hopper-medium-v2" / "seed_0"])
 
 
+def test_values_that_run_away_are_in_the_log_once_and_counted(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "value_bound", lambda rewards, discount: 1e-9)
+    assert run.main(tiny("td3_bc", "0,1", data, tmp_path, "--num_epochs", "1")) == 0
+    assert capsys.readouterr().err.count("runaway: q_mean") == 2
+    assert run.main(tiny("td3_bc", "0,1", data, tmp_path, "--resume")) == 0
+    assert "runaway" not in capsys.readouterr().err
+    for path in tmp_path.rglob("metrics.csv"):
+        first, *later = [row["event"] for row in rows(path)]
+        assert first.startswith("runaway: q_mean ") and first.endswith(" beyond 1e-09") and later == ["", ""]
+    assert report([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    tables = "".join(path.read_text() for path in (tmp_path / "out" / "tables").glob("*.md"))
+    assert "2 of 2 seeds had Q values that ran away (seed 0, 1)" in tables
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_flags_and_continues(tmp_path: Path, data: str) -> None:
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    assert run.main(tiny("bc", "0", data, whole)) == 0
+    assert run.main(tiny("bc", "0", data, old, "--num_epochs", "1")) == 0
+    (path,) = old.rglob("checkpoint.pt")
+    state = torch.load(path, weights_only=True)
+    torch.save({name: part for name, part in state.items() if name != "watch"}, path)  # and it has no checksum
+    assert run.main(tiny("bc", "0", data, old, "--resume")) == 0
+    assert difference(whole, old) is None
+
+
 def test_rewards_that_overflow_stop_seeds_and_resuming_changes_nothing(tmp_path: Path) -> None:
     """Finite in the file, too large to square: no set is refused for it, and no NaN is trained on."""
     rewards = np.random.default_rng(0).random(300).astype(np.float32)

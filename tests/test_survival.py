@@ -17,12 +17,12 @@ import torch
 import run
 from agents import AGENTS
 from benchmarks import forked
-from benchmarks.soak import difference, tiny
+from benchmarks.soak import Soak, difference, tiny
 from tests.small import d4rl_file
 from utils.errors import UserError
 from utils.locks import RunLock
 
-KILLS = 3  # of each algorithm and number of seeds; benchmarks.soak kills for as long as it is told to
+KILLS = 2  # of each algorithm and number of seeds; benchmarks.soak kills for as long as it is told to
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,20 @@ def test_a_difference_is_seen(tmp_path: Path, data: str) -> None:
     state["agent"]["networks"]["actor"][0, 5] += 1e-6
     torch.save(state, seed / "checkpoint.pt")
     assert "networks.actor" in str(difference(one, other))
+
+
+def test_the_soak_counts_what_it_does_and_notices_a_run_that_came_out_otherwise(tmp_path: Path, data: str) -> None:
+    soak = Soak(tmp_path, {"plain": data}, seed=1)
+    assert forked.finish(tiny("bc", "0", data, tmp_path / "first"))[0] == 0  # what follows is timed: no first run
+    for _ in range(3):
+        soak.round("bc", "0,1", "plain")
+    assert soak.failures == [] and soak.counts["runs compared"] == 3
+    done = soak.counts["SIGKILL"] + soak.counts["SIGTERM"]
+    assert done >= 1 and sum(soak.counts.values()) > 3
+    (path,) = (tmp_path / "whole-bc-0,1-plain").rglob("seed_1/evaluations.csv")
+    path.write_bytes(path.read_bytes().replace(b"\n4,", b"\n5,", 1))
+    soak.round("bc", "0,1", "plain")
+    assert len(soak.failures) == 1 and "seed_1/evaluations.csv" in soak.failures[0]
 
 
 # --- One process a run ----------------------------------------------------------------------------------------------

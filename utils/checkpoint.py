@@ -77,10 +77,13 @@ def save_run(folders: Sequence[Path], parts: Mapping[str, Part], logs: Sequence[
 
 
 def restore(parts: Mapping[str, Part], states: Sequence[Mapping[str, Any]]) -> None:
-    """Give every part its state back, the seeds' states joined. Raises UserError where they do not fit."""
+    """Give every part its state back, the seeds' states joined; an empty one where an earlier version kept none.
+
+    Raises UserError where they do not fit.
+    """
     try:
         for name, part in parts.items():
-            part.load_state_dict(join([state[name] for state in states]))
+            part.load_state_dict(join([state.get(name, {}) for state in states]))
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
