@@ -276,8 +276,8 @@ def report(soak: Soak, watched: Watched, given: argparse.Namespace) -> list[str]
     return [
         f"# {given.minutes:g} minutes of train, kill, resume, evaluate", "",
         f"`python -m benchmarks.soak --minutes {given.minutes:g} --seed {given.seed}`; Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {given.machine}; {len(AGENTS)} algorithms, one and three seeds, local "
-        "hopper-medium data and the same with rewards that overflow.", "",
+        f"{platform.python_version()}, torch {torch.__version__}; {given.machine}; {len(AGENTS)} algorithms, "
+        "one and three seeds, local hopper-medium data and the same with rewards that overflow.", "",
         "| what happened | times |", "|---|---:|",
         *(f"| {name} | {number:,} |" for name, number in sorted(soak.counts.items())),
         f"| kinds of runs in which every seed stopped | {stopped} of {len(soak.whole)} |",
