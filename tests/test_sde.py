@@ -62,6 +62,24 @@ def test_samples_of_a_gaussian_have_its_mean_and_deviation(order: int, data: boo
     assert errors[-1].max() < 2e-4 * (1 if order == 3 else 4)
 
 
+@pytest.mark.parametrize("steps", [5, 10, 15, 20])
+def test_few_steps_of_the_predicted_action_keep_near_the_deviation(steps: int) -> None:
+    """What SfBC samples with; the predicted noise does worse with 5 and with 20 steps, even where it is exact."""
+    errors = [abs(moments(steps, 3, data)[1] - DEVIATION) for data in (True, False)]
+    assert errors[0] < 0.1 and (errors[1] > 0.14 or steps in (10, 15))
+
+
+def test_an_error_of_the_network_at_the_start_grows_with_the_predicted_noise_alone() -> None:
+    """5 steps, a noise network that is wrong by 0.01 at t = 1: the samples move by 5.5 or by 0.008."""
+    moved = []
+    for data in (False, True):
+        solver = Solver(5, 3, data)
+        exact, x = exact_noise(solver), torch.zeros(1, dtype=torch.float64)
+        wrong = lambda x, i, exact=exact: exact(x, i) + (0.01 if i == 0 else 0.0)  # noqa: E731
+        moved.append(abs(float(solver.sample(wrong, x) - solver.sample(exact, x))))
+    assert moved[0] > 5 and moved[1] < 0.01
+
+
 def test_a_network_with_the_exact_noise_of_one_point_samples_that_point() -> None:
     """Data without spread: predicting data, every stride is exact."""
     for steps in (1, 2, 3, 4, 5, 6, 7, 15, 20):
