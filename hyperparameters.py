@@ -1,8 +1,9 @@
 """Every setting, once: default < domain < task < command line.
 
-Edit the tables below for your own studies, or pass a flag of the same name. The numbers are those of the published
-code (DiffCPS, github.com/felix-thu/DiffCPS, from which Table 3 of the paper is made); a value that holds for a whole
-domain stands in the domain's row and nowhere else. This file imports nothing of the project.
+Edit the tables below for your own studies, or pass a flag of the same name. The numbers are those of each algorithm's
+published code, which its class names; without a name it is DiffCPS's (github.com/felix-thu/DiffCPS, from which Table 3
+of the paper is made) or, for Diffusion-QL and DTQL, their authors'. A value that holds for a whole domain stands in the
+domain's row and nowhere else. This file imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -128,6 +129,15 @@ class DTQLConfig(CriticConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BCConfig(Config):
+    """Behaviour cloning with a Gaussian; length and network of TD3+BC's code (sfujim/TD3_BC), whose table has it."""
+
+    num_epochs: int = 1000
+    grad_norm: float = 0.0  # nothing is clipped
+    sample_actions: bool = False  # act by a sample of the policy; else by its mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class AWRConfig(Config):
     """AWR (Peng et al. 2019): awr_configs.py and learning/awr_agent.py of its code (xbpeng/awr); rates are Adam's."""
 
@@ -141,92 +151,6 @@ class AWRConfig(Config):
     plan_interval: int = 1000  # steps between new returns and weights: the policy's steps an iteration
     action_std: float = 0.4  # of the policy, in units of the action box
     sample_actions: bool = False  # act by a sample of the policy; else by its mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class SfBCConfig(Config):
-    """SfBC (Chen et al. 2023): utils.py, train_behavior.py and train_critic.py of its code (ChenDRAG/SfBC).
-
-    Its epochs are passes over the data, 586,000 steps of the behaviour model and 244 a pass of Q's 199 passes, with
-    new returns after 100; rounded here to thousands.
-    """
-
-    batch_size: int = 4096
-    num_epochs: int = 50
-    eval_interval: int = 5
-    pretrain_epochs: int = 600  # of the behaviour model, before gradient step 0
-    learning_rate: float = 1e-4
-    critic_learning_rate: float = 1e-3
-    grad_norm: float = 0.0  # the published code clips nothing
-    discount: float = 0.99
-    diffusion_steps: int = 15  # evaluations of the network a sample
-    plan_interval: int = 25_000  # steps of Q between planned returns
-    plan_actions: int = 16  # candidates of V
-    alpha: float = 20.0  # inverse temperature of V's softmax
-    action_candidates: int = 32
-    select_alpha: float = 100.0  # inverse temperature of the choice among them
-    actions_averaged: int = 1
-    critic_layers: int = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class QGPOConfig(Config):
-    """QGPO (Lu et al. 2023): utils.py, train_behavior.py, train_critic.py and the README's command of Offline_RL_2D in
-    its code (ChenDRAG/CEP-energy-guided-diffusion).
-
-    The code evaluates guidance scales from 0 to 10 (AntMaze: 1 to 4) and the paper chooses one a task; its table is not
-    part of the code, so 1 stands here, the scale at which the sampled policy is the one that is derived.
-    """
-
-    batch_size: int = 4096  # of the behaviour model
-    num_epochs: int = 1000
-    pretrain_epochs: int = 600  # of the behaviour model, before gradient step 0
-    critic_epochs: int = 500  # of Q, which then stands still while the energy goes on
-    critic_batch_size: int = 256  # of Q and the energy
-    learning_rate: float = 1e-4
-    critic_learning_rate: float = 3e-4  # of Q and of the energy
-    grad_norm: float = 0.0  # the published code clips nothing
-    discount: float = 0.99
-    tau: float = 0.005  # rate of the target critics' average
-    diffusion_steps: int = 15  # evaluations of the networks a sample
-    support_actions: int = 16
-    beta: float = 3.0  # inverse temperature of the policy: the code's alpha
-    beta_q: float = 3.0  # inverse temperature of the softmax in Q's target: the code's q_alpha
-    guidance_scale: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BCConfig(Config):
-    """Behaviour cloning with a Gaussian; length and network of TD3+BC's code (sfujim/TD3_BC), whose table has it."""
-
-    num_epochs: int = 1000
-    grad_norm: float = 0.0  # nothing is clipped
-    sample_actions: bool = False  # act by a sample of the policy; else by its mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImplicitQConfig(Config):
-    """What every algorithm with implicit Q-learning's critics reads; ikostrikov/implicit_q_learning, configs/."""
-
-    lr_decay: bool = True  # the policy's rate alone, by a cosine stepped at every update, ending at zero
-    grad_norm: float = 0.0  # the published code clips nothing
-    critic_learning_rate: float = 3e-4  # of Q and V
-    discount: float = 0.99
-    tau: float = 0.005  # rate of the target critics' average
-    expectile: float = 0.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class IQLConfig(ImplicitQConfig):
-    """IQL (Kostrikov et al. 2022): expectile critics, a policy by advantage-weighted regression.
-
-    From the official code's configs/ and train_offline.py; 10^6 steps, and 5,000 between its evaluations, for which
-    this project keeps one interval for all algorithms.
-    """
-
-    num_epochs: int = 1000
-    beta: float = 3.0  # inverse temperature of the advantage weights
-    dropout: float = 0.0  # of the policy's hidden layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,22 +189,6 @@ class BCQConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CQLConfig(Config):
-    """CQL(H) (Kumar et al. 2020). The official code's README and d4rl/examples, where a row names no other source."""
-
-    num_epochs: int = 1000  # the paper's 10^6 steps; the example scripts go on to 3 * 10^6
-    learning_rate: float = 1e-4  # of the policy and its entropy's weight
-    grad_norm: float = 0.0  # nothing is clipped
-    critic_learning_rate: float = 3e-4
-    discount: float = 0.99
-    tau: float = 0.005  # rate of the target critics' average
-    min_q_weight: float = 5.0  # of the conservative term
-    target_action_gap: float = -1.0  # what a Lagrange multiplier holds that term at; below 0: no multiplier
-    max_q_backup: bool = False  # each critic's best of 10 next actions in the target
-    bc_steps: int = 40_000  # steps from the start at which the policy clones the data (`policy_eval_start`)
-
-
-@dataclass(frozen=True, kw_only=True)
 class BEARConfig(Config):
     """BEAR (Kumar et al. 2019) as its authors tuned it for D4RL: bear/examples/bear_hdf5_d4rl.py of D4RL-Evaluations.
 
@@ -307,6 +215,73 @@ class BEARConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SfBCConfig(Config):
+    """SfBC (Chen et al. 2023): utils.py, train_behavior.py and train_critic.py of its code (ChenDRAG/SfBC).
+
+    Its epochs are passes over the data, 586,000 steps of the behaviour model and 244 a pass of Q's 199 passes, with
+    new returns after 100; rounded here to thousands.
+    """
+
+    batch_size: int = 4096
+    num_epochs: int = 50
+    eval_interval: int = 5
+    pretrain_epochs: int = 600  # of the behaviour model, before gradient step 0
+    learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    grad_norm: float = 0.0  # the published code clips nothing
+    discount: float = 0.99
+    diffusion_steps: int = 15  # evaluations of the network a sample
+    plan_interval: int = 25_000  # steps of Q between planned returns
+    plan_actions: int = 16  # candidates of V
+    alpha: float = 20.0  # inverse temperature of V's softmax
+    action_candidates: int = 32
+    select_alpha: float = 100.0  # inverse temperature of the choice among them
+    actions_averaged: int = 1
+    critic_layers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplicitQConfig(Config):
+    """What every algorithm with implicit Q-learning's critics reads; ikostrikov/implicit_q_learning, configs/."""
+
+    lr_decay: bool = True  # the policy's rate alone, by a cosine stepped at every update, ending at zero
+    grad_norm: float = 0.0  # the published code clips nothing
+    critic_learning_rate: float = 3e-4  # of Q and V
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    expectile: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig(ImplicitQConfig):
+    """IQL (Kostrikov et al. 2022): expectile critics, a policy by advantage-weighted regression.
+
+    From the official code's configs/ and train_offline.py; 10^6 steps, and 5,000 between its evaluations, for which
+    this project keeps one interval for all algorithms.
+    """
+
+    num_epochs: int = 1000
+    beta: float = 3.0  # inverse temperature of the advantage weights
+    dropout: float = 0.0  # of the policy's hidden layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class CQLConfig(Config):
+    """CQL(H) (Kumar et al. 2020). The official code's README and d4rl/examples, where a row names no other source."""
+
+    num_epochs: int = 1000  # the paper's 10^6 steps; the example scripts go on to 3 * 10^6
+    learning_rate: float = 1e-4  # of the policy and its entropy's weight
+    grad_norm: float = 0.0  # nothing is clipped
+    critic_learning_rate: float = 3e-4
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    min_q_weight: float = 5.0  # of the conservative term
+    target_action_gap: float = -1.0  # what a Lagrange multiplier holds that term at; below 0: no multiplier
+    max_q_backup: bool = False  # each critic's best of 10 next actions in the target
+    bc_steps: int = 40_000  # steps from the start at which the policy clones the data (`policy_eval_start`)
+
+
+@dataclass(frozen=True, kw_only=True)
 class IDQLConfig(ImplicitQConfig, ChainConfig):
     """IDQL (Hansen-Estruch et al. 2023); launcher/examples/train_ddpm_iql_offline.py of philippe-eecs/IDQL.
 
@@ -325,6 +300,32 @@ class IDQLConfig(ImplicitQConfig, ChainConfig):
     greedy_action: bool = True  # act by the best candidate, as published; else by the implicit policy
 
 
+@dataclass(frozen=True, kw_only=True)
+class QGPOConfig(Config):
+    """QGPO (Lu et al. 2023): utils.py, train_behavior.py, train_critic.py and the README's command of Offline_RL_2D in
+    its code (ChenDRAG/CEP-energy-guided-diffusion).
+
+    The code evaluates guidance scales from 0 to 10 (AntMaze: 1 to 4) and the paper chooses one a task; its table is not
+    part of the code, so 1 stands here, the scale at which the sampled policy is the one that is derived.
+    """
+
+    batch_size: int = 4096  # of the behaviour model
+    num_epochs: int = 1000
+    pretrain_epochs: int = 600  # of the behaviour model, before gradient step 0
+    critic_epochs: int = 500  # of Q, which then stands still while the energy goes on
+    critic_batch_size: int = 256  # of Q and the energy
+    learning_rate: float = 1e-4
+    critic_learning_rate: float = 3e-4  # of Q and of the energy
+    grad_norm: float = 0.0  # the published code clips nothing
+    discount: float = 0.99
+    tau: float = 0.005  # rate of the target critics' average
+    diffusion_steps: int = 15  # evaluations of the networks a sample
+    support_actions: int = 16
+    beta: float = 3.0  # inverse temperature of the policy: the code's alpha
+    beta_q: float = 3.0  # inverse temperature of the softmax in Q's target: the code's q_alpha
+    guidance_scale: float = 1.0
+
+
 CONFIGS: dict[str, type[Config]] = {
     "diffcps": DiffCPSConfig,
     "diffusion_ql": DiffusionQLConfig,
@@ -332,14 +333,14 @@ CONFIGS: dict[str, type[Config]] = {
     "dtql": DTQLConfig,
     "bc": BCConfig,
     "awr": AWRConfig,
-    "sfbc": SfBCConfig,
-    "qgpo": QGPOConfig,
-    "iql": IQLConfig,
     "td3_bc": TD3BCConfig,
     "bcq": BCQConfig,
-    "cql": CQLConfig,
     "bear": BEARConfig,
+    "sfbc": SfBCConfig,
+    "iql": IQLConfig,
+    "cql": CQLConfig,
     "idql": IDQLConfig,
+    "qgpo": QGPOConfig,
 }
 
 Row = dict[str, Any]
@@ -379,26 +380,6 @@ COMMON_SETTINGS: dict[str, Row] = {
 }
 
 DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
-    "qgpo": {
-        "locomotion": {"reward_tune": "iql_returns", "beta_q": 1.0},
-        "antmaze": {"reward_tune": "iql_antmaze", "support_actions": 32, "eval_episodes": 100},
-        "adroit": {"eval_episodes": 100},
-        "kitchen": {"eval_episodes": 100},
-        "bandit": {"pretrain_epochs": 20, "critic_epochs": 10, "learning_rate": 1e-3},
-    },
-    "sfbc": {
-        "locomotion": {"actions_averaged": 4},
-        "antmaze": {"num_epochs": 100, "eval_interval": 10, "eval_episodes": 100, "plan_interval": 50_000},
-        "adroit": {"eval_episodes": 100},
-        "kitchen": {"eval_episodes": 100},
-        "bandit": {"pretrain_epochs": 20, "num_epochs": 5, "learning_rate": 1e-3},
-    },
-    "awr": {
-        "antmaze": {"eval_episodes": 100, "action_std": 0.2},  # the deviation of the published Ant
-        "adroit": {"eval_episodes": 100},
-        "kitchen": {"eval_episodes": 100},
-        "bandit": {"sample_actions": True},  # the figures show a policy's distribution
-    },
     "diffcps": {
         "locomotion": {},
         "antmaze": {
@@ -442,6 +423,18 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "kitchen": {"num_epochs": 500, "eval_episodes": 100, "alpha": 200.0, "lr_decay": True},
         "bandit": {"pretrain_epochs": 5, "action_candidates": 1, "learning_rate": 1e-3},
     },
+    "bc": {
+        "antmaze": {"eval_episodes": 100},
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"sample_actions": True},  # the figures show a policy's distribution
+    },
+    "awr": {
+        "antmaze": {"eval_episodes": 100, "action_std": 0.2},  # the deviation of the published Ant
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"sample_actions": True},  # the figures show a policy's distribution
+    },
     "td3_bc": {
         # The paper has locomotion alone. AntMaze's rewards as CORL's configs/offline/td3_bc/antmaze have them.
         "antmaze": {"reward_tune": "iql_antmaze", "eval_episodes": 100},
@@ -460,11 +453,18 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "kitchen": {"eval_episodes": 100},
         "bandit": {"vae_hidden_dim": 128, "warmup_steps": 2000},  # a tenth of the run, as on D4RL
     },
-    "bc": {
-        "antmaze": {"eval_episodes": 100},
+    "sfbc": {
+        "locomotion": {"actions_averaged": 4},
+        "antmaze": {"num_epochs": 100, "eval_interval": 10, "eval_episodes": 100, "plan_interval": 50_000},
         "adroit": {"eval_episodes": 100},
         "kitchen": {"eval_episodes": 100},
-        "bandit": {"sample_actions": True},  # the figures show a policy's distribution
+        "bandit": {"pretrain_epochs": 20, "num_epochs": 5, "learning_rate": 1e-3},
+    },
+    "iql": {  # mujoco_config.py, antmaze_config.py and, for both others, kitchen_config.py of the official code
+        "locomotion": {"reward_tune": "iql_returns"},
+        "antmaze": {"reward_tune": "iql_antmaze", "eval_episodes": 100, "expectile": 0.9, "beta": 10.0},
+        "adroit": {"eval_episodes": 100, "beta": 0.5, "dropout": 0.1},
+        "kitchen": {"eval_episodes": 100, "beta": 0.5, "dropout": 0.1},
     },
     "cql": {  # AntMaze: the official README; Adroit: CORL (tinkoff-ai/CORL, configs/offline/cql/pen), for want of
         # official ones, without its state normalisation. Kitchen's are published nowhere: the defaults.
@@ -479,18 +479,18 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "adroit": {"eval_episodes": 100},
         "kitchen": {"eval_episodes": 100},
     },
-    "iql": {  # mujoco_config.py, antmaze_config.py and, for both others, kitchen_config.py of the official code
-        "locomotion": {"reward_tune": "iql_returns"},
-        "antmaze": {"reward_tune": "iql_antmaze", "eval_episodes": 100, "expectile": 0.9, "beta": 10.0},
-        "adroit": {"eval_episodes": 100, "beta": 0.5, "dropout": 0.1},
-        "kitchen": {"eval_episodes": 100, "beta": 0.5, "dropout": 0.1},
+    "qgpo": {
+        "locomotion": {"reward_tune": "iql_returns", "beta_q": 1.0},
+        "antmaze": {"reward_tune": "iql_antmaze", "support_actions": 32, "eval_episodes": 100},
+        "adroit": {"eval_episodes": 100},
+        "kitchen": {"eval_episodes": 100},
+        "bandit": {"pretrain_epochs": 20, "critic_epochs": 10, "learning_rate": 1e-3},
     },
 }
 
 # --- Tasks ----------------------------------------------------------------------------------------
 
 TASK_SETTINGS: dict[str, dict[str, Row]] = {
-    "sfbc": {"antmaze-large-play-v0": {"critic_layers": 3}, "antmaze-large-diverse-v0": {"critic_layers": 3}},
     "diffcps": {
         "halfcheetah-medium-v2": {"kappa": 0.06, "grad_norm": 9.0},
         "hopper-medium-v2": {"kappa": 0.05, "grad_norm": 9.0},
@@ -553,6 +553,7 @@ TASK_SETTINGS: dict[str, dict[str, Row]] = {
         "kitchen-mixed-v0": {},
         "bandit-circle-v0": {"clip_denoised": 1.2},  # the box
     },
+    "sfbc": {"antmaze-large-play-v0": {"critic_layers": 3}, "antmaze-large-diverse-v0": {"critic_layers": 3}},
 }
 
 
