@@ -445,13 +445,14 @@ DOMAIN_SETTINGS: dict[str, dict[str, Row]] = {
         "antmaze": {"eval_episodes": 100},
         "adroit": {"eval_episodes": 100},
         "kitchen": {"eval_episodes": 100},
-        "bandit": {"vae_hidden_dim": 128},
+        "bandit": {"vae_hidden_dim": 128, "action_candidates": 1},  # a policy's distribution, not its Q's highest point
     },
     "bear": {
         "antmaze": {"eval_episodes": 100},
         "adroit": {"eval_episodes": 100},
         "kitchen": {"eval_episodes": 100},
-        "bandit": {"vae_hidden_dim": 128, "warmup_steps": 2000},  # a tenth of the run, as on D4RL
+        # The policy itself; warm-up for a tenth of the run, as on D4RL.
+        "bandit": {"vae_hidden_dim": 128, "warmup_steps": 2000, "action_candidates": 1},
     },
     "sfbc": {
         "locomotion": {"actions_averaged": 4},
