@@ -96,6 +96,9 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
     for axes in panels.values():
         axes.set_ylabel("normalised score [%]")
+        low, high = axes.get_ylim()
+        if high - low < 1:  # a score that stays the same, such as 0 in a maze: no axis of hundredths
+            axes.set_ylim(low - 1, high + 1)
     return _finish(figure, panels)
 
 
