@@ -286,8 +286,8 @@ class IDQLConfig(ImplicitQConfig, ChainConfig):
     """IDQL (Hansen-Estruch et al. 2023); launcher/examples/train_ddpm_iql_offline.py of philippe-eecs/IDQL.
 
     Batch and length are those of its last version (7582571), whose author calls it faster and some 2 to 4 points
-    weaker than the paper's, which took 2,048 rows for the policy. `action_candidates` is the paper's N: 64 for all
-    tasks; the launcher also tries 16, 32, 128 and 256. Which one each of IDQL-A's scores took its code does not say.
+    weaker than the paper's, which took 2,048 rows for the policy. `action_candidates`, the paper's N, is 64 as in
+    the launcher, which also tries 16, 32, 128 and 256. Which one each of IDQL-A's scores took its code does not say.
     """
 
     batch_size: int = 512  # of the diffusion model
