@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.dataset import Columns
 from utils.errors import UserError
@@ -29,6 +30,7 @@ COMPILE_PAYS_FROM = 25_000
 
 _BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
 _WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for
+PLAN_SHOWN_AFTER = 5  # seconds after which a plan shows its progress, on a terminal
 _CAPTURING = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
@@ -224,6 +226,18 @@ class Runner:
         self._position, self._indices = int(saved["position"]), None
 
 
+class _Counted:
+    """Transitions that move a progress bar by the rows that are read: sampling for each row can take hours on a CPU."""
+
+    def __init__(self, table: Any, bar: tqdm[Any]) -> None:
+        self._table, self._bar = table, bar
+        self.size, self.ends = table.size, table.ends
+
+    def block(self, start: int, stop: int) -> dict[str, Tensor]:
+        self._bar.update(stop - start)
+        return self._table.block(start, stop)
+
+
 class _Plan:
     """The columns that an agent makes of the whole table, and the step for which they were made."""
 
@@ -240,8 +254,8 @@ class _Plan:
         if wanted is None or wanted == self._made_for:
             return
         self._before = [g.get_state() for g in self.generators]
-        with torch.no_grad():
-            self.agent.plan(self.table, self.generators, self.columns.views)
+        with torch.no_grad(), tqdm(desc="plan", unit=" rows", delay=PLAN_SHOWN_AFTER, leave=False, disable=None) as bar:
+            self.agent.plan(_Counted(self.table, bar), self.generators, self.columns.views)
         self._made_for = wanted
 
     def state_dict(self) -> dict[str, Any]:
