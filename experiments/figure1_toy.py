@@ -27,7 +27,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from experiments import toy_drawing
-from experiments.toy_exact import exact_actions
+from experiments.toy_exact import chain_actions, solver_actions
 from experiments.toy_scores import COVERED, KERNEL_WIDTH, NEAR, Scorer
 from experiments.training import Training, continue_run, is_complete, seed_list, share_done
 from utils import bandit, checkpoint, options
@@ -179,10 +179,11 @@ def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
 
 
 def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
-    """What the methods are compared with: the data's law, and for each T the chain whose network makes no error."""
+    """What the methods are compared with: the data's law, and for each T the samplers whose network has no error."""
     seeds = seed_list(toy.given.seeds)
     exact = {
-        Method(toy_drawing.EXACT, T): {seed: exact_actions(toy.task, T, NUMBER, seed) for seed in seeds}
+        Method(name, T): {seed: draw(toy.task, T, NUMBER, seed) for seed in seeds}
+        for name, draw in ((toy_drawing.CHAIN, chain_actions), (toy_drawing.SOLVER, solver_actions))
         for T in toy.given.T
     }
     return {DATA: fresh_data(toy.task, seeds), **exact}
@@ -236,8 +237,9 @@ def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
         "standard deviation over seeds (of the population, as NumPy's default).",
         "First row: as many actions of the data's own law from other random numbers, what no method can do better "
         "than but by chance.",
-        "Exact network: the chain of T steps, as DQL, DiffCPS and diffusion BC draw it, with the best of all noise "
-        "networks, which is known in closed form for these data. What it lacks, few steps cause and not the training.",
+        "Exact chain: the chain of T steps, as DQL, DiffCPS and diffusion BC draw it, with the best of all noise "
+        "networks, which is known in closed form for these data; exact solver: the same for SfBC's. What these lack, "
+        "the sampler causes and not the training.",
         "Jaccard as stated: the paper's share of actions at less than 1e-8 from a data point. Samples of a continuous "
         "policy never are, so it says nothing, and the other columns stand in for it.",
         f"MMD: maximum mean discrepancy to the data, Gaussian kernel of width {KERNEL_WIDTH:g}; smaller is nearer.",

@@ -15,14 +15,14 @@ from experiments.toy_scores import COVERED, NEAR
 from utils import bandit
 from utils.report.figures import save, style
 
-__all__ = ["DATA", "EXACT", "draw", "name", "save"]
+__all__ = ["CHAIN", "DATA", "SOLVER", "draw", "name", "save"]
 
 Array = np.ndarray
 Which = tuple[str, int | None]  # algorithm and, for a chain, T
 Samples = Mapping[Which, Array]  # actions [N, 2]
 Scores = Mapping[Which, Mapping[str, Sequence[float]]]  # by name, a value a seed
 
-DATA, EXACT = "data, drawn again", "exact network"
+DATA, CHAIN, SOLVER = "data, drawn again", "exact chain", "exact solver"
 NAMES = {"awr": "AWR", "sfbc": "SfBC", "diffusion_ql": "DQL", "diffcps": "DiffCPS", "diffusion_bc": "diffusion BC",
          "td3_bc": "TD3+BC", "bcq": "BCQ", "bear": "BEAR", "dtql": "DTQL", "bc": "BC", "iql": "IQL"}  # fmt: skip
 PANEL = 2.1  # inches
@@ -44,7 +44,7 @@ def draw(task: str, samples: Samples, scores: Scores) -> Iterator[tuple[str, str
     if task == "bandit-gaussians-v0":
         yield "gaussians", "The data and the actions of each method. " + _MODES, _gaussians(task, samples, scores)
         return
-    every_T = sorted({T for algo, T in samples if T and algo != EXACT})
+    every_T = sorted({T for algo, T in samples if T and algo not in (CHAIN, SOLVER)})
     for file, caption, rows in _layouts(every_T):
         there = [[which for which in row if which is None or which in samples] for row in rows]
         if any(which is not None for row in there for which in row):
@@ -56,8 +56,9 @@ def draw(task: str, samples: Samples, scores: Scores) -> Iterator[tuple[str, str
 _FIGURE6 = (
     f"Scores over the diffusion steps T, mean and deviation over seeds: share of actions within {NEAR:g} of a data "
     f"point, share of the data within {COVERED:g} of an action, both higher for better, and the maximum mean "
-    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own law; exact network: "
-    "the chain of DQL and DiffCPS, cloning the data without any error of its network. The paper's Figure 6 shows "
+    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own law; exact "
+    "chain and exact solver: what the samplers of DQL and DiffCPS and of SfBC draw without any error of the network. "
+    "The paper's Figure 6 shows "
     "its Jaccard index, which is 0 for all of these."
 )
 _MODES = "Below each panel: share of its actions at the best mode, and at none; means over the seeds."
@@ -76,8 +77,9 @@ def _layouts(every_T: Sequence[int]) -> Iterator[tuple[str, str, list[list[Which
     yield "figure7", "DQL, SfBC and DiffCPS over T.", chains
     prior: list[Which | None] = [("td3_bc", None), ("bcq", None), ("bear", None), ("diffcps", T)]
     yield "figure8", "Prior offline methods, and DiffCPS.", [prior]
-    cloned = "Diffusion behaviour cloning over T, and below it the same chains with the best of all noise networks."
-    yield "figure9", cloned, [over("diffusion_bc"), over(EXACT)]
+    cloned = ("Diffusion behaviour cloning over T; below it what the samplers alone draw, with the best of all noise "
+              "networks: the chain of DQL, DiffCPS and diffusion BC, and SfBC's solver.")  # fmt: skip
+    yield "figure9", cloned, [over("diffusion_bc"), over(CHAIN), over(SOLVER)]
 
 
 # --- Panels ---------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def _scatter(axes: Axes, task: str, actions: Array | None, above: str, below: st
 
 def _gaussians(task: str, samples: Samples, scores: Scores) -> Figure:
     """The four Gaussians: the data with their rewards, then every method."""
-    samples = {which: actions for which, actions in samples.items() if which[0] not in (DATA, EXACT)}
+    samples = {which: actions for which, actions in samples.items() if which[0] not in (DATA, CHAIN, SOLVER)}
     columns = min(5, 1 + len(samples))
     height = -(-(1 + len(samples)) // columns)
     figure = Figure(figsize=(PANEL * columns, (PANEL + 0.35) * height), layout="constrained")
@@ -149,11 +151,11 @@ def _over_T(scores: Scores, every_T: Sequence[int]) -> Figure:
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     panels = figure.subplots(1, len(_CURVES))
     for axes, (score, (label, scale)) in zip(panels, _CURVES.items(), strict=True):
-        for number, algo in enumerate(("diffusion_ql", "sfbc", "diffcps", EXACT)):
+        for number, algo in enumerate(("diffusion_ql", "sfbc", "diffcps", CHAIN, SOLVER)):
             there = [T for T in every_T if (algo, T) in scores]
             values = scale * np.array([scores[algo, T][score] for T in there])
             if there:
-                look = {**style(number), "linestyle": "-"}
+                look = {**style(number), "linestyle": "-." if algo in (CHAIN, SOLVER) else "-"}
                 axes.errorbar(there, values.mean(axis=1), values.std(axis=1), capsize=2, label=name(algo), **look)
         for which, line, text in ((("awr", None), "--", "AWR"), ((DATA, None), ":", "the data's law")):
             if which in scores:
@@ -163,6 +165,6 @@ def _over_T(scores: Scores, every_T: Sequence[int]) -> Figure:
         axes.set_ylim(bottom=0, top=105 if scale == 100 else None)
         axes.grid(color="0.92")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=8
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8
     )
     return figure

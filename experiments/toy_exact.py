@@ -1,12 +1,12 @@
-"""What a diffusion chain of T steps makes of a bandit's data when its network makes no error at all.
+"""What a sampler of T steps makes of a bandit's data when its network makes no error at all.
 
-For data a_1 ... a_M the best noise network is known in closed form: it predicts the mean of the noise given x,
+For data a_1 ... a_M and noise of level x = s a + d eps the best network is known in closed form: it predicts the mean
+of the noise given x,
 
-    eps(x, i) = (x - sqrt(alpha-bar_i) E[a | x]) / sqrt(1 - alpha-bar_i),
-    E[a | x] = sum_k w_k a_k,     w_k ~ exp(-|x - sqrt(alpha-bar_i) a_k|^2 / (2 (1 - alpha-bar_i))).
+    eps(x) = (x - s E[a | x]) / d,     E[a | x] = sum_k w_k a_k,     w_k ~ exp(-|x - s a_k|^2 / (2 d^2)).
 
-The chain that the agents use (agents/diffusion.py) draws with it what diffusion behaviour cloning tends to: what is
-then still missing, few steps cause and no training mends.
+With it the chain of DQL, DiffCPS and diffusion BC (agents/diffusion.py) and SfBC's solver (agents/sde.py) draw what
+cloning the data tends to. What is then still missing, few steps cause and no training mends.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 
 from agents.diffusion import Diffusion
+from agents.sde import Solver, signal_and_spread
 from utils import bandit
 
-__all__ = ["exact_actions"]
+__all__ = ["ExactNetwork", "chain_actions", "exact_noise", "solver_actions"]
+
+SOLVER_ORDER = 3  # SfBC's
+
+
+def exact_noise(x: Tensor, signal: Tensor, spread: Tensor, data: Tensor) -> Tensor:
+    """The mean of the noise given x [N, 2], for data [M, 2] and a noise level."""
+    weights = (-(torch.cdist(x, signal * data) ** 2) / (2 * spread**2)).softmax(dim=1)
+    return (x - signal * (weights @ data)) / spread
 
 
 class ExactNetwork:
@@ -38,16 +47,27 @@ class ExactNetwork:
     def noise(self, actions: Tensor, condition: Tensor) -> Tensor:
         """The noise's mean given noisy actions [1, B, 2], all of one step."""
         step = int(condition[0, 0, 0])
-        signal, spread = self.diffusion.signal[step], self.diffusion.spread[step]
-        distances = torch.cdist(actions[0], signal * self.data)
-        weights = (-(distances**2) / (2 * spread**2)).softmax(dim=1)
-        return ((actions[0] - signal * (weights @ self.data)) / spread).unsqueeze(0)
+        level = self.diffusion.signal[step], self.diffusion.spread[step]
+        return exact_noise(actions[0], *level, self.data).unsqueeze(0)
 
 
-def exact_actions(task: str, T: int, number: int, seed: int) -> np.ndarray:
-    """Actions [number, 2] of the chain of T steps with the exact network of a bandit's data; published schedule."""
-    box = bandit.find(task).max_action
-    diffusion = Diffusion("vp", T, box, "cpu")
-    network = ExactNetwork(diffusion, torch.tensor(bandit.load(task).actions[::2]))
+def _data(task: str) -> Tensor:
+    """Every second action of the data: enough of them, at half the time."""
+    return torch.tensor(bandit.load(task).actions[::2])
+
+
+def chain_actions(task: str, T: int, number: int, seed: int) -> np.ndarray:
+    """Actions [number, 2] of the chain of T steps with the published schedule."""
+    diffusion = Diffusion("vp", T, bandit.find(task).max_action, "cpu")
+    network = ExactNetwork(diffusion, _data(task))
     noise = torch.randn(1, T, number, 2, generator=torch.Generator().manual_seed(seed))
     return diffusion.sample(network, torch.zeros(1, number, 1), noise)[0].numpy()  # type: ignore[arg-type]
+
+
+def solver_actions(task: str, T: int, number: int, seed: int) -> np.ndarray:
+    """Actions [number, 2] of SfBC's solver with T evaluations, clipped to the box."""
+    solver, data, box = Solver(T, SOLVER_ORDER, data=False), _data(task).double(), bandit.find(task).max_action
+    signal, spread = signal_and_spread(solver.times.double())
+    start = torch.randn(number, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    actions = solver.sample(lambda x, i: exact_noise(x, signal[i], spread[i], data), start)
+    return actions.clamp(-box, box).numpy()

@@ -13,7 +13,7 @@ import torch
 from agents.diffusion import Diffusion
 from experiments import figure1_toy, toy_drawing
 from experiments.figure1_toy import DATA, Method, Toy, main, parse
-from experiments.toy_exact import ExactNetwork, exact_actions
+from experiments.toy_exact import ExactNetwork, chain_actions, solver_actions
 from experiments.toy_scores import Scorer, coverage, jaccard, mmd, mode_shares, precision
 from experiments.training import continue_run
 from utils import bandit
@@ -118,9 +118,17 @@ def test_the_exact_network_of_two_data_points() -> None:
 def test_few_steps_alone_miss_the_circle() -> None:
     """No training mends what five steps miss; twenty steps draw a ring that is narrower than the data's."""
     scorer = Scorer(CIRCLE)
-    few, many = (scorer(exact_actions(CIRCLE, T, 1000, seed=0)) for T in (5, 20))
+    few, many = (scorer(chain_actions(CIRCLE, T, 1000, seed=0)) for T in (5, 20))
     assert few["reward"] < 60 and few["radius"] < 0.85
     assert many["reward"] > 99 and many["precision"] == 1 and many["radius_deviation"] < 0.03
+
+
+def test_sfbcs_solver_alone_misses_the_circle_at_some_numbers_of_steps() -> None:
+    """T = 5 and 20 end with a stride of order 2 over the last, steepest part; 15 with strides of order 2 and 1."""
+    scorer = Scorer(CIRCLE)
+    five, ten, fifteen, twenty = (scorer(solver_actions(CIRCLE, T, 1000, seed=0)) for T in (5, 10, 15, 20))
+    assert five["reward"] < 10 and twenty["reward"] < 50 and twenty["radius"] > 1.1
+    assert ten["reward"] > 85 and fifteen["reward"] > 98
 
 
 # --- Which runs -----------------------------------------------------------------------------------------
@@ -183,14 +191,14 @@ def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def check_files(out: Path, methods: int) -> None:
     scores = rows(out / "tables" / "toy.csv")
-    assert len(scores) == 2 * (1 + 2 + methods)  # the data's law, the exact network at two T
+    assert len(scores) == 2 * (1 + 4 + methods)  # the data's law, two exact samplers at two T
     assert {row["seed"] for row in scores} == {"0", "1"}
     assert all(row["jaccard"] == "0" and 0 <= float(row["precision"]) <= 1 for row in scores)
     points = rows(out / "figures" / "toy" / "circle-points.csv")
-    assert len(points) == 1000 * (2 + methods)
+    assert len(points) == 1000 * (4 + methods)
     assert {(row["method"], row["T"]) for row in points} == {
         ("diffusion_bc", "2"), ("diffusion_bc", "3"), ("diffcps", "2"), ("diffcps", "3"),
-        (toy_drawing.EXACT, "2"), (toy_drawing.EXACT, "3"),
+        (toy_drawing.CHAIN, "2"), (toy_drawing.CHAIN, "3"), (toy_drawing.SOLVER, "2"), (toy_drawing.SOLVER, "3"),
     }  # fmt: skip
     for number in (1, 6, 7, 8, 9):
         for ending in ("png", "pdf"):
@@ -222,7 +230,7 @@ def fake(task: str, which: list[tuple[str, int | None]]) -> tuple[dict, dict]:
 
 
 def test_the_layout_of_the_figures() -> None:
-    chains = ("sfbc", "diffusion_ql", "diffcps", "diffusion_bc", toy_drawing.EXACT)
+    chains = ("sfbc", "diffusion_ql", "diffcps", "diffusion_bc", toy_drawing.CHAIN, toy_drawing.SOLVER)
     which = [(algo, T) for algo in chains for T in (5, 10, 15, 20)]
     which += [(algo, None) for algo in ("awr", "td3_bc", "bcq", "bear")]
     drawn = {file: figure for file, _, figure in toy_drawing.draw(CIRCLE, *fake(CIRCLE, which))}
@@ -232,9 +240,15 @@ def test_the_layout_of_the_figures() -> None:
                                  *(f"DiffCPS, T = {T}" for T in over)]  # fmt: skip
     assert titles["figure7"] == [f"{name}, T = {T}" for name in ("DQL", "SfBC", "DiffCPS") for T in over]
     assert titles["figure8"] == ["TD3+BC", "BCQ", "BEAR", "DiffCPS, T = 15"]
-    assert titles["figure9"] == [f"{name}, T = {T}" for name in ("diffusion BC", "exact network") for T in over]
+    assert titles["figure9"] == [
+        f"{name}, T = {T}" for name in ("diffusion BC", "exact chain", "exact solver") for T in over
+    ]
     assert all(axes.get_aspect() == 1 for axes in drawn["figure1"].axes if axes.get_title())
-    assert [len(axes.containers) for axes in drawn["figure6"].axes] == [4, 4, 4]  # DQL, SfBC, DiffCPS, exact network
+    assert [len(axes.containers) for axes in drawn["figure6"].axes] == [
+        5,
+        5,
+        5,
+    ]  # DQL, SfBC, DiffCPS, and the two exact samplers
     dashed = [line for line in drawn["figure6"].axes[0].get_lines() if line.get_linestyle() == "--"]
     assert [line.get_label() for line in dashed] == ["AWR"]
 
