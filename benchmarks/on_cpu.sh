@@ -30,6 +30,11 @@ done
 for algo in diffusion_ql diffusion_bc dtql; do
   step "training_${algo}_t1_$name.json" benchmarks.training --device cpu --threads 1 --steps 60 --plain_steps 60 --algo "$algo"
 done
+# No plain form is written of the others; few rows, since two of them sample actions for each.
+for algo in bc awr td3_bc bcq bear sfbc iql cql idql qgpo; do
+  step "training_${algo}_t1_$name.json" benchmarks.training --device cpu --threads 1 --execution eager --no-plain \
+    --rows 2000 --steps 10 --repeats 3 --algo "$algo"
+done
 step "evaluation_antmaze_t2_$name.json" benchmarks.evaluation --device cpu --threads 2 --env_name antmaze-umaze-v0 \
   --episodes 100 --max_steps 20 --plain_episodes 5
 step "acting_$name.json" benchmarks.acting --device cpu --threads 1

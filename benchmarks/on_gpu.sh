@@ -2,7 +2,8 @@
 # Everything that needs a GPU, in under 10 minutes: correctness, training and acting speed, growth with seeds, T and
 # batch. Writes results/benchmarks/*_NAME.json, a table and a figure, or the same into a folder of your choice.
 #
-#   bash benchmarks/on_gpu.sh NAME [FOLDER]       NAME: the machine, for the files' names, such as h200
+#   bash benchmarks/on_gpu.sh NAME [FOLDER]              NAME: the machine, for the files' names, such as h200
+#   bash benchmarks/on_gpu.sh NAME FOLDER algorithms     in a call of its own: the ten algorithms without a plain form
 #
 # PYTHON names the interpreter (default python3). Evaluation is measured where gymnasium and mujoco are installed.
 # Most of the time goes into compiling; what no longer fits is left out and said. A second call finds the compiled
@@ -40,6 +41,14 @@ step() { # step FILE COMMAND...: keep the JSON that a command prints; go on when
     failed=1
   fi
 }
+
+if [ "${3:-}" = algorithms ]; then
+  for algo in iql cql idql qgpo td3_bc bcq bear awr sfbc bc; do
+    step "training_${algo}_$name.json" benchmarks.training --device 0 --no-plain --rows 20000 --steps 1000 --algo "$algo"
+  done
+  "$python" -m benchmarks.table "$out" "$name" || failed=1
+  exit $failed
+fi
 
 fast="--device 0 --steps 1000 --plain_steps 40 --rows 1000000"
 step "training_locomotion_1_$name.json" benchmarks.training $fast --env_name halfcheetah-medium-v2 --seeds 1
