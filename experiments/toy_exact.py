@@ -66,7 +66,7 @@ def chain_actions(task: str, T: int, number: int, seed: int) -> np.ndarray:
 
 def solver_actions(task: str, T: int, number: int, seed: int) -> np.ndarray:
     """Actions [number, 2] of SfBC's solver with T evaluations, clipped to the box."""
-    solver, data, box = Solver(T, SOLVER_ORDER, data=False), _data(task).double(), bandit.find(task).max_action
+    solver, data, box = Solver(T, SOLVER_ORDER, data=True), _data(task).double(), bandit.find(task).max_action
     signal, spread = signal_and_spread(solver.times.double())
     start = torch.randn(number, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     actions = solver.sample(lambda x, i: exact_noise(x, signal[i], spread[i], data), start)
