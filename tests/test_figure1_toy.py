@@ -128,7 +128,7 @@ def test_sfbcs_solver_alone_misses_the_circle_with_few_steps() -> None:
     scorer = Scorer(CIRCLE)
     five, ten, fifteen, twenty = (scorer(solver_actions(CIRCLE, T, 1000, seed=0)) for T in (5, 10, 15, 20))
     assert five["reward"] < 20 and five["radius"] > 1.1 and twenty["radius"] > 1.05
-    assert ten["reward"] > 85 and fifteen["reward"] > 98 and twenty["coverage"] < fifteen["coverage"] - 20
+    assert ten["reward"] > 85 and fifteen["reward"] > 98 and twenty["coverage"] < fifteen["coverage"] - 0.2
 
 
 # --- Which runs -----------------------------------------------------------------------------------------
