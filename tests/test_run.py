@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -59,7 +60,7 @@ def test_what_a_run_leaves(tmp_path: Path, data: str, capsys: pytest.CaptureFixt
             config["origins"]["kappa"] == "task hopper-medium-v2" and config["origins"]["num_epochs"] == "command line"
         )
         assert len(config["dataset"]["sha256"]) == 64 and config["dataset"]["bytes"] == os.path.getsize(data)
-        assert config["versions"]["torch"] == torch.__version__
+        assert config["versions"]["torch"] == metadata.version("torch")
         metrics = rows(here / "metrics.csv")
         assert [int(row["step"]) for row in metrics] == [10, 20, 30, 40]
         assert all(float(row["critic_loss"]) > 0 and float(row["lambda"]) > 0 for row in metrics)
