@@ -437,3 +437,27 @@ def test_only_in_place_writes_so_a_captured_graph_stays_valid(algo: str) -> None
 
 def test_every_agent_has_its_settings() -> None:
     assert list(AGENTS) == list(hyperparameters.CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("algo", "setting", "value"),
+    [
+        ("bcq", "phi", 0.3),
+        ("bcq", "vae_learning_rate", 1e-2),
+        ("bear", "vae_learning_rate", 1e-2),
+        ("bear", "mmd_samples", 2),
+        ("td3_bc", "target_noise_clip", 0.01),
+    ],
+)
+def test_a_setting_changes_what_is_learnt(algo: str, setting: str, value: float) -> None:
+    ends = []
+    for changed in ({}, {setting: value}):
+        agent, generators = make(algo, [0], warmup_steps=0, **changed), rngs([0])
+        train(agent, generators, 4)
+        ends.append(parameters(agent))
+    assert any(not torch.equal(before, ends[1][name]) for name, before in ends[0].items())
+
+
+def test_critic_layers_is_the_depth_of_sfbcs_critic() -> None:
+    sizes = [make("sfbc", [0], critic_layers=layers).networks["critic"].shapes for layers in (1, 3)]
+    assert [sum(len(shape) == 2 for shape in one.values()) for one in sizes] == [2, 4]
