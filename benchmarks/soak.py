@@ -36,7 +36,8 @@ from torch import Tensor
 import hyperparameters
 from agents import AGENTS
 from benchmarks import forked
-from utils import checkpoint, local
+from utils import checkpoint, local, locks
+from utils.errors import UserError
 
 TASK = "hopper-medium-v2"
 SHORT = {
@@ -129,9 +130,9 @@ class Soak:
             return
         process = forked.start(argv)
         process.join(seconds)
-        if how == "second" and _locked_by(process, argv):
-            code, _ = forked.finish(argv)
-            if process.is_alive():  # else it may have ended in the meantime
+        if how == "second":
+            if stopped_with_its_lock(process, argv):  # it can neither end nor let go in the meantime
+                code, _ = forked.finish(argv)
                 self.counts["second processes refused"] += code == 2
                 if code != 2:
                     self.failures.append(f"a second process on one folder ended with {code}: {argv}")
@@ -172,11 +173,31 @@ class Soak:
             self.counts["rows cut short"] += 2
 
 
-def _locked_by(process: BaseProcess, argv: Sequence[str]) -> bool:
-    """Whether the process has its folders by now."""
-    folder = Path(argv[argv.index("--dir") + 1])
-    owners = [path.read_text() for path in folder.rglob(".seed_*.lock")]
-    return bool(owners) and process.is_alive() and all(f"process {process.pid} " in text for text in owners)
+def stopped_with_its_lock(process: BaseProcess, argv: Sequence[str]) -> bool:
+    """Stop the process where it is (SIGSTOP); whether it holds one of its folders there."""
+    if process.pid is None or not process.is_alive():
+        return False
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        while (state := _state(process)) not in "TZX":
+            time.sleep(0.001)
+    except (ProcessLookupError, FileNotFoundError):
+        return False  # it ended just now
+    files = Path(argv[argv.index("--dir") + 1]).rglob(".seed_*.lock")
+    return state == "T" and any(_held(path.with_name(path.stem[1:])) for path in files)
+
+
+def _state(process: BaseProcess) -> str:
+    """The kernel's letter for what the process does: R, S, D, T (stopped), Z (ended) ..."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _held(folder: Path) -> bool:
+    try:
+        locks.RunLock([folder]).close()
+    except UserError:
+        return True
+    return False
 
 
 # --- The long-lived process -----------------------------------------------------------------------------------

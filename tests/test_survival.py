@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ import torch
 import run
 from agents import AGENTS
 from benchmarks import forked
-from benchmarks.soak import Soak, difference, tiny
+from benchmarks.soak import Soak, difference, stopped_with_its_lock, tiny
 from tests.small import d4rl_file
 from utils.errors import UserError
 from utils.locks import RunLock
@@ -83,6 +84,23 @@ def test_the_soak_counts_what_it_does_and_notices_a_run_that_came_out_otherwise(
     path.write_bytes(path.read_bytes().replace(b"\n4,", b"\n5,", 1))
     soak.round("bc", "0,1", "plain")
     assert len(soak.failures) == 1 and "seed_1/evaluations.csv" in soak.failures[0]
+
+
+def test_the_soak_asks_for_a_refusal_only_where_the_first_process_has_the_lock(tmp_path: Path, data: str) -> None:
+    endless = tiny("bc", "0,1", data, tmp_path / "held", "--num_epochs", "1000000")
+    holder = forked.start(endless)
+    wait_for(lambda: any(tmp_path.rglob("seed_1/checkpoint.pt")))
+    assert stopped_with_its_lock(holder, endless) and forked.finish(endless)[0] == 2
+    holder.kill()
+    holder.join()
+    assert not stopped_with_its_lock(holder, endless)
+    # a process that has let go and not ended yet: the file still names it, and a second one may rightly begin
+    leaving = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True)
+    leaving.start()
+    RunLock([tmp_path / "free" / "seed_0"]).close()
+    (tmp_path / "free" / ".seed_0.lock").write_text(f"process {leaving.pid} on {socket.gethostname()}")
+    assert not stopped_with_its_lock(leaving, ["--dir", str(tmp_path / "free")])
+    leaving.kill()
 
 
 # --- One process a run ----------------------------------------------------------------------------------------------
