@@ -25,6 +25,7 @@ from utils.execution import Runner, acting, choose_mode
 from utils.faults import Watch, value_bound
 from utils.locks import RunLock
 from utils.log import Bar, SeedLog
+from utils.memory import keep_freed_memory
 from utils.seeding import torch_generators
 
 
@@ -69,6 +70,8 @@ class Run:
             torch.set_num_threads(given.threads)
         dataset = sources.load(given)
         behaviour_score = dataset.info.get("behaviour_score")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with ExitStack() as self.open:
             self.open.enter_context(closing(RunLock(self.folders)))
             self.build(dataset)

@@ -1,10 +1,12 @@
-"""Not in the paper: what the choice among several action candidates at evaluation is worth.
+"""Not in the paper: what the settings that rule acting alone are worth.
 
 The published code draws 50 actions a state and takes one by softmax of the critics (DEVIATIONS 7); the paper does not
-say so. Training does not depend on it, so every run is trained once and its last policy evaluated with 1, 10, 50 and
-200 candidates, on the same start states.
+say so. IDQL-A chooses its number of candidates N a task, QGPO its guidance scale, both on test episodes. Training does
+not depend on any of these, so every run is trained once and its last policy evaluated with each value, on the same
+start states.
 
-    python -m experiments.candidates plan|run|show [--help]
+    python -m experiments.candidates plan|run|show [--algos idql qgpo] [--help]
+    python -m experiments.candidates score RUNS --to DIR [--help]       runs of run.py that are there already
 """
 
 from __future__ import annotations
@@ -13,55 +15,89 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import hyperparameters
 from agents import AGENTS
-from experiments.common import Experiment, main
+from experiments.common import Experiment, command_line, main, settings_of
 from experiments.training import continue_run
 from utils import checkpoint, options, sources
+from utils.errors import UserError
 from utils.evaluation import acting_generators, environment_rngs, evaluate
 from utils.log import EVALUATION_COLUMNS, CsvFile, write_json
+from utils.report.build import Report, make_report, save
+from utils.report.runs import Cell, Labels
+from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
 
 CANDIDATES = (1, 10, 50, 200)
+# The values that philippe-eecs/IDQL's launcher tries, and one: the diffusion model itself.
+IDQL_CANDIDATES = (1, 16, 32, 64, 128, 256)
+# train_critic.py of ChenDRAG/CEP-energy-guided-diffusion.
+GUIDANCE = {"antmaze": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0), "others": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)}
+BY = ("action_candidates", "guidance_scale")
+
+
+def variants(algo: str, env_name: str) -> list[dict[str, Any]]:
+    """The settings of acting to compare. Raises UserError for an algorithm that has none."""
+    if algo == "qgpo":
+        domain = hyperparameters.domain(env_name)
+        return [{"guidance_scale": scale} for scale in GUIDANCE.get(domain, GUIDANCE["others"])]
+    if algo == "idql":
+        return [*({"action_candidates": n} for n in IDQL_CANDIDATES), {"greedy_action": False}]
+    if hasattr(hyperparameters.CONFIGS[algo](), "action_candidates"):
+        return [{"action_candidates": n} for n in CANDIDATES]
+    raise UserError(f"{algo} has one way of acting: there is nothing to compare")
+
+
+def _variants_of(trained: Path) -> list[dict[str, Any]]:
+    """Those of a seed's folder .../<algo>/<env_name>/seed_<k>."""
+    return variants(trained.parents[1].name, trained.parents[0].name)
+
+
+# --- Evaluating a trained seed ------------------------------------------------------------------------------
 
 
 def train_and_evaluate(command: Sequence[str]) -> int:
-    """Train as run.py would, then evaluate with every number of candidates; run.py's exit code."""
+    """Train as run.py would, then evaluate with every setting; run.py's exit code."""
     if code := continue_run(command):
         return code
     given = options.parse(command, AGENTS)
+    device = options.resolve_device(given.device)
     for seed in options.parse_seeds(given):
-        for number in CANDIDATES:
-            evaluate_with(given, seed, number)
+        trained = Path(given.dir) / given.algo / given.env_name / f"seed_{seed}"
+        for changes in _variants_of(trained):
+            evaluate_with(trained, evaluated_folder(trained, changes), changes, device)
     return 0
 
 
-def evaluated_folder(trained: Path, number: int) -> Path:
-    """Where the evaluation of a trained seed's folder .../<variant>/<algo>/<env_name>/seed_<k> is written."""
+def evaluated_folder(trained: Path, changes: Mapping[str, Any], base: Path | None = None) -> Path:
+    """Where the evaluation of a trained seed's folder .../<variant>/<algo>/<env_name>/seed_<k> is written: beside its
+    variant, or below `base`."""
     variant = trained.parents[2]
-    return variant.parent / f"action_candidates={number}" / trained.relative_to(variant)
+    texts = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in changes.items()}
+    name = ",".join(f"{key}={text}" for key, text in texts.items())
+    return (variant.parent if base is None else base) / name / trained.relative_to(variant)
 
 
-def evaluate_with(given: argparse.Namespace, seed: int, number: int) -> None:
-    """Episodes of a trained seed with `number` candidates, as a run's folder of one evaluation."""
-    trained = Path(given.dir) / given.algo / given.env_name / f"seed_{seed}"
-    folder = evaluated_folder(trained, number)
+def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], device: torch.device) -> None:
+    """Episodes of a trained seed under changed settings, as a run's folder of one evaluation."""
     described = json.loads((trained / "config.json").read_text())
-    described["settings"]["action_candidates"] = number
+    described["settings"] |= changes
     if _is_current(folder, described):
         return
-    overrides = {**options.overrides(given), "action_candidates": number}
-    config = hyperparameters.get(given.algo, given.env_name, **overrides)
-    device = options.resolve_device(given.device)
+    given, seed = argparse.Namespace(**described["run"]), described["seed"]
+    config = hyperparameters.get(given.algo, given.env_name, **described["settings"])
     environments = sources.make_environments(given, config.eval_episodes)
+    if environments is None:
+        raise UserError(f"{given.env_name} has no environment here to evaluate in")
     dims = (environments.state_dim, environments.action_dim, environments.max_action)
     agent = AGENTS[given.algo](*dims, config, [seed], device)
-    agent.load_state_dict(checkpoint.load(trained / "checkpoint.pt")["agent"])
+    agent.load_state_dict(checkpoint.load(trained / checkpoint.CURRENT)["agent"])
     rngs = environment_rngs([seed], agent.step, given.eval_seeds == "fresh")
     with torch.no_grad():
         acting = acting_generators([seed], agent.step, device)
@@ -89,16 +125,100 @@ def _is_current(folder: Path, described: dict[str, Any]) -> bool:
     return last == described["settings"]["num_epochs"] * described["settings"]["num_steps_per_epoch"]
 
 
+# --- What choosing on test episodes is worth ----------------------------------------------------------------
+
+
+def chosen(report: Report, label: str) -> list[Table]:
+    """The best setting of each task and method, chosen on all episodes, and on one half for the score on the other."""
+    groups: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in report.cells:
+        if cell.label == label:
+            groups.setdefault((cell.env_name, cell.algo, cell.total_steps), []).append(cell)
+    lines = []
+    for (env_name, algo, steps), cells in groups.items():
+        names = [cell.method.partition(" ")[2] for cell in cells]
+        episodes = [np.stack([run.episodes[-1] for run in cell.runs]) for cell in cells]  # [n, E] each
+        if len(cells) < 2 or len({scores.shape for scores in episodes}) > 1 or episodes[0].shape[1] < 2:
+            continue
+        best, picked, held_out = choose(np.stack(episodes))
+        lines.append([env_name, algo, f"{steps:,}", names[best], mean_and_deviation(episodes[best].mean(axis=1)),
+                      "; ".join(dict.fromkeys(names[i] for i in picked)), mean_and_deviation(held_out)])  # fmt: skip
+    columns = ["task", "method", "gradient steps", "best †", "its score", "chosen on half", "score on the other half"]
+    notes = ["† best: of the settings, chosen on the test episodes themselves; it overstates.",
+             "chosen on half: on every second episode of all seeds, then the other way round; scored on the episodes "
+             "that had no part in the choice.", DEVIATION_NOTE]  # fmt: skip
+    title = f"Settings of acting chosen by task, data: {label}"
+    return [Table(title, columns, lines, notes, names=4)] if lines else []
+
+
+def choose(episodes: np.ndarray) -> tuple[int, list[int], np.ndarray]:
+    """Of scores [settings, seeds, episodes]: the setting that is best on all episodes; those that are best on the even
+    and on the odd ones; each seed's mean score [seeds] on the episodes that the choice did not see."""
+    halves = [episodes[:, :, start::2].mean(axis=2) for start in (0, 1)]  # [settings, seeds]
+    picked = [int(half.mean(axis=1).argmax()) for half in halves]
+    held_out = np.mean([halves[1][picked[0]], halves[0][picked[1]]], axis=0)
+    return int(episodes.mean(axis=(1, 2)).argmax()), picked, held_out
+
+
+# --- Runs that are there already ----------------------------------------------------------------------------
+
+
+def score(argv: Sequence[str]) -> int:
+    """`score`: evaluate runs of run.py with every setting, and show what came out."""
+    parser = options.Parser(prog="python -m experiments.candidates score", allow_abbrev=False,
+                            description="Evaluate finished runs with each setting of acting.")  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with their checkpoints")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the evaluations")
+    parser.add_argument("--eval_episodes", type=int, help="episodes each (default: the run's)")
+    parser.add_argument("--device", default="auto", help="as for run.py (default: %(default)s)")
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for utils.report")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/tables and DIR/figures")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    given = parser.parse_args(argv)
+    if given.eval_episodes is not None and given.eval_episodes < 1:
+        parser.error("--eval_episodes must be at least 1")
+    device, labels = options.resolve_device(given.device), Labels.parse(given.label)
+    trained = [path.parent for place in given.runs for path in sorted(place.resolve().rglob(checkpoint.CURRENT))]
+    if not trained:
+        raise UserError(
+            f"no {checkpoint.CURRENT} below {', '.join(map(str, given.runs))}: name folders that run.py made"
+        )
+    episodes = {} if given.eval_episodes is None else {"eval_episodes": given.eval_episodes}
+    found: dict[Path, Path] = {}
+    for seed in trained:
+        for changes in _variants_of(seed):
+            folder = evaluated_folder(seed, changes, given.to)
+            if found.setdefault(folder, seed) != seed:
+                raise UserError(f"{found[folder]} and {seed} are one method, task and seed: give each its own --to")
+            evaluate_with(seed, folder, changes | episodes, device)
+    by = settings_of(BY, {seed.parents[1].name for seed in trained})
+    report = make_report(list(found), labels, Choice(), by, extra=chosen)
+    done = save(report, given.out, given.html, title=EXPERIMENT.about)
+    for label in report.labels:
+        print("\n".join(table.markdown() for table in report.tables(label)))
+    print("\n".join(done))
+    return 0
+
+
 EXPERIMENT = Experiment(
     folder="candidates",
-    about="Scores with 1, 10, 50 and 200 action candidates",
+    about="Scores by the settings that rule acting alone",
     tasks=("halfcheetah-medium-v2", "hopper-medium-v2", "walker2d-medium-v2", "antmaze-umaze-v0",
            "antmaze-medium-diverse-v0"),
     seeds="0-2",
     job=train_and_evaluate,
-    by=("action_candidates",),
-    evaluated=lambda trained: [evaluated_folder(trained, number) for number in CANDIDATES],
+    by=BY,
+    extra=chosen,
+    evaluated=lambda trained: [evaluated_folder(trained, changes) for changes in _variants_of(trained)],
 )  # fmt: skip
 
+
+def command(argv: Sequence[str]) -> int:
+    """Run a command line: that of every experiment, and `score`."""
+    if list(argv[:1]) == ["score"]:
+        return command_line("candidates score", lambda: score(argv[1:]))
+    return main(EXPERIMENT, "candidates", argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT, "candidates", sys.argv[1:]))
+    sys.exit(command(sys.argv[1:]))

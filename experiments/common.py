@@ -16,11 +16,12 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import hyperparameters
 from agents import AGENTS
 from experiments.data import data_name, missing_data, prepare_data
 from experiments.speed import Speeds
@@ -34,7 +35,7 @@ from utils.report.runs import Labels
 from utils.report.tables import Choice, Table
 from utils.sweep import Function, Job, Outcome, Resources, available, run_jobs
 
-__all__ = ["Experiment", "build_parser", "main"]
+__all__ = ["Experiment", "build_parser", "command_line", "main", "settings_of"]
 
 DURATIONS = "seconds.json"
 
@@ -87,7 +88,8 @@ class Study:
         try:
             self.trainings = experiment.trainings(given)
             for training in self.trainings:
-                _ = training.config  # an unknown task or setting is said before anything starts
+                # An unknown task or setting, or nothing to evaluate, is said before anything starts.
+                _ = training.config, [experiment.evaluated(folder) for folder in training.folders(self.base)]
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -174,14 +176,20 @@ class Study:
         folders = [folder for one in trained for folder in self.experiment.evaluated(one) if folder.is_dir()]
         if not folders:
             raise UserError(f"nothing was run yet in {self.base}; begin with: run")
-        report = make_report(folders, Labels.parse(given.label), choice, self.experiment.by, given.partial,
-                             self.experiment.extra)  # fmt: skip
+        by = settings_of(self.experiment.by, given.algos)
+        report = make_report(folders, Labels.parse(given.label), choice, by, given.partial, self.experiment.extra)
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
         done = save(report, given.out, given.html, title=self.experiment.about)
         for label in report.labels:
             print("\n".join(table.markdown() for table in report.tables(label)))
         print("\n".join(done))
+
+
+def settings_of(names: Sequence[str], algos: Iterable[str]) -> list[str]:
+    """Those of the settings that some of the algorithms have."""
+    configs = [hyperparameters.CONFIGS[algo] for algo in algos]
+    return [name for name in names if any(name in {f.name for f in fields(config)} for config in configs)]
 
 
 def gpus_per_run(given: argparse.Namespace) -> float:
@@ -238,10 +246,19 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
 
 def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
     """Run a command line; 2 for what the user can mend."""
+
+    def act() -> int:
+        study = Study(experiment, build_parser(experiment, name).parse_args(argv))
+        return getattr(study, study.given.action)() or 0
+
+    return command_line(name, act)
+
+
+def command_line(name: str, act: Callable[[], int]) -> int:
+    """The exit code of `act`; 2, with one line, for what the user can mend."""
     options.show_warnings_as_lines()
     try:
-        study = Study(experiment, build_parser(experiment, name).parse_args(argv))
-        code = getattr(study, study.given.action)() or 0
+        code = act()
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
@@ -279,6 +280,73 @@ def test_candidates_are_compared_on_the_same_trained_policy(tmp_path, data, caps
     times = [folder.stat().st_mtime_ns for folder in found.values()]
     assert candidates.train_and_evaluate(command) == 0
     assert [folder.stat().st_mtime_ns for folder in found.values()] == times  # nothing was evaluated again
+
+
+def test_what_is_compared_for_each_algorithm():
+    assert [v["guidance_scale"] for v in candidates.variants("qgpo", "hopper-medium-v2")] == [0, 1, 2, 3, 5, 8, 10]
+    assert [v["guidance_scale"] for v in candidates.variants("qgpo", "antmaze-umaze-v0")] == [1, 1.5, 2, 2.5, 3, 4]
+    assert candidates.variants("idql", "hopper-medium-v2")[-2:] == [
+        {"action_candidates": 256},
+        {"greedy_action": False},
+    ]
+    assert candidates.variants("dtql", "hopper-medium-v2") == [{"action_candidates": n} for n in (1, 10, 50, 200)]
+    with pytest.raises(UserError, match="td3_bc has one way of acting"):
+        common.Study(candidates.EXPERIMENT, given(candidates.EXPERIMENT, "--algos", "td3_bc"))
+
+
+def test_a_setting_is_chosen_on_one_half_of_the_episodes_and_scored_on_the_other():
+    """Three settings, two seeds, four episodes: the first wins on even, the second on odd, the third on all."""
+    first, second, third = [10, 0, 10, 0], [0, 10, 0, 10], [6, 6, 6, 8]
+    episodes = np.array([[first, first], [second, second], [third, [5, 6, 6, 8]]], dtype=float)
+    best, picked, held_out = candidates.choose(episodes)
+    assert best == 2 and picked == [0, 1]
+    assert held_out.tolist() == [0, 0]  # each choice has nothing on the half that it did not see
+    best, picked, held_out = candidates.choose(episodes[1:])
+    assert (best, picked) == (1, [1, 0]) and held_out.tolist() == [(7 + 0) / 2, (7 + 0) / 2]
+
+
+def test_finished_runs_are_scored_with_every_setting(tmp_path, data, capsys):
+    command = ["--algo", "idql", "--env_name", "hopper-medium-v2", "--dataset", str(data / "hopper-medium.hdf5"),
+               "--num_epochs", "1", "--num_steps_per_epoch", "4", "--eval_interval", "1", "--eval_episodes", "4",
+               "--batch_size", "16", "--hidden_dim", "16", "--device", "cpu", "--quiet"]  # fmt: skip
+    assert run.main([*command, "--dir", str(tmp_path / "a"), "--seeds", "0,1"]) == 0
+    scored = ["score", str(tmp_path / "a"), "--to", str(tmp_path / "scored"), "--device", "cpu", "--label",
+              f"small={data}", "--html", str(tmp_path / "page.html")]  # fmt: skip
+    capsys.readouterr()
+    assert candidates.command(scored) == 0
+    shown = capsys.readouterr().out
+    tail = Path("idql") / "hopper-medium-v2" / "seed_1" / "evaluations.csv"
+    found = {path.parents[3].name: path for path in (tmp_path / "scored").rglob("seed_1/evaluations.csv")}
+    returns = {name: np.loadtxt(path, delimiter=",", skiprows=1, usecols=2) for name, path in found.items()}
+    own = np.loadtxt(tmp_path / "a" / tail, delimiter=",", skiprows=1, usecols=2)  # there both seeds act at once
+    assert len(found) == 7 and returns["action_candidates=64"] == pytest.approx(own, rel=1e-4)
+    assert returns["greedy_action=False"].tolist() != returns["action_candidates=64"].tolist()
+    assert returns["action_candidates=1"].tolist() != returns["action_candidates=64"].tolist()
+    assert "Settings of acting chosen by task, data: small" in shown and "action_candidates=256" in shown
+    page = (tmp_path / "page.html").read_text()
+    assert "greedy_action=False" in page
+    more = [*scored[:4], "--device", "cpu", "--eval_episodes", "2"]
+    assert candidates.command(more) == 0
+    assert len((tmp_path / "scored" / "action_candidates=16" / tail).read_text().splitlines()) == 1 + 2
+    assert run.main([*command, "--dir", str(tmp_path / "b" / "c")]) == 0
+    capsys.readouterr()
+    assert candidates.command(["score", str(tmp_path), "--to", str(tmp_path / "scored"), "--device", "cpu"]) == 2
+    assert "are one method, task and seed" in capsys.readouterr().err
+    assert candidates.command(["score", str(tmp_path / "nowhere"), "--to", str(tmp_path), "--device", "cpu"]) == 2
+    assert "no checkpoint.pt below" in capsys.readouterr().err
+
+
+def test_the_guidance_scale_is_set_at_evaluation(tmp_path, data):
+    command = ["--algo", "qgpo", "--env_name", "hopper-medium-v2", "--dataset", str(data / "hopper-medium.hdf5"),
+               "--num_epochs", "1", "--num_steps_per_epoch", "4", "--pretrain_epochs", "1", "--eval_interval", "1",
+               "--eval_episodes", "2", "--batch_size", "16", "--hidden_dim", "16", "--support_actions", "2",
+               "--diffusion_steps", "3", "--device", "cpu", "--quiet", "--dir", str(tmp_path / "own")]  # fmt: skip
+    assert candidates.train_and_evaluate(command) == 0
+    tail = Path("qgpo") / "hopper-medium-v2" / "seed_0"
+    found = {folder.parents[2].name: (folder / "evaluations.csv").read_text()
+             for folder in candidates.EXPERIMENT.evaluated(tmp_path / "own" / tail)}  # fmt: skip
+    assert found["guidance_scale=1"] == (tmp_path / "own" / tail / "evaluations.csv").read_text()
+    assert len(set(found.values())) == 7
 
 
 def test_table_2_is_set_beside_the_papers(tmp_path):

@@ -49,8 +49,9 @@ def _every(points: int, look: dict[str, object]) -> dict[str, object]:
 def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that can be drawn, for the data of one origin."""
     title = f"data: {cells[0].label}"
-    if len(by) == 1 and (figure := sensitivity(cells, choice, title, by[0])) is not None:
-        yield "sensitivity", _CAPTIONS["sensitivity"], figure
+    for setting in by:
+        if (figure := sensitivity(cells, choice, title, setting)) is not None:
+            yield "sensitivity" if len(by) == 1 else f"sensitivity-{setting}", _CAPTIONS["sensitivity"], figure
     for name, draw in (("learning_curves", learning_curves), ("constraint", constraint)):
         if (figure := draw(cells, title)) is not None:
             yield name, _CAPTIONS[name], figure
@@ -103,22 +104,26 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
 
 
 def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str) -> Figure | None:
-    """Score against the values of `setting`, evenly spaced, a line a task; None for a single value."""
-    values = sorted({cell.runs[0].settings[setting] for cell in cells})
-    if len(values) < 2:
-        return None
-    figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    lines: dict[str, list[tuple[int, np.ndarray]]] = {}
+    """Score against the values of `setting`, evenly spaced, a line a task and whatever else was changed; None where
+    no line has two values."""
+    lines: dict[str, list[tuple[float, np.ndarray]]] = {}
     for cell in cells:
-        if (scores := choice.scores(cell, choice.protocol)) is not None:
-            name = f"{cell.env_name} ({cell.algo})"
-            lines.setdefault(name, []).append((values.index(cell.runs[0].settings[setting]), scores))
+        scores = choice.scores(cell, choice.protocol)
+        if scores is not None and setting in cell.runs[0].settings:
+            others = [f"{name}={value}" for name, value in sorted(cell.changed.items()) if name != setting]
+            line = f"{cell.env_name} ({' '.join([cell.algo, *others])})"
+            lines.setdefault(line, []).append((cell.runs[0].settings[setting], scores))
+    lines = {name: points for name, points in lines.items() if len({value for value, _ in points}) > 1}
+    if not lines:
+        return None
+    values = sorted({value for points in lines.values() for value, _ in points})
+    figure, axes = plt.subplots(figsize=(5.2, 3.8))
     for number, (name, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0])
         means = np.array([scores.mean() for _, scores in points])
         low, high = np.transpose([_mean_interval(scores) for _, scores in points])
-        axes.errorbar([place for place, _ in points], means, [means - low, high - means], label=name, capsize=2,
-                      **style(number))  # fmt: skip
+        axes.errorbar([values.index(value) for value, _ in points], means, [means - low, high - means], label=name,
+                      capsize=2, **style(number))  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set_xlabel(setting)
     axes.set_ylabel(f"normalised score [%] ({choice.protocol})")

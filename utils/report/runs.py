@@ -235,9 +235,12 @@ def _changed(algo: str, env_name: str, config: Mapping[str, Any]) -> dict[str, A
 def group(runs: Sequence[SeedRun], by: Sequence[str] = ()) -> list[Cell]:
     """Seeds of the same data, task, method and number of steps together, in the paper's order of tasks.
 
-    `by`: settings whose value is part of the method's name, also where it is the task's own. Raises UserError where
-    a seed occurs twice, or a run has no such setting.
+    `by`: settings whose value is part of the method's name, where the method has them, also where it is the task's
+    own. Raises UserError where a seed occurs twice, or no run has such a setting.
     """
+    for name in by:
+        if not any(name in run.settings for run in runs):
+            raise UserError(f"none of the runs has a setting {name!r} to tell methods apart by")
     found: dict[tuple[Any, ...], list[SeedRun]] = {}
     for run in runs:
         found.setdefault((run.label, run.env_name, _method(run, by), run.total_steps), []).append(run)
@@ -269,11 +272,7 @@ def _cut(runs: list[SeedRun]) -> list[SeedRun]:
 
 def _method(run: SeedRun, by: Sequence[str]) -> str:
     """The algorithm and what sets this run apart: `diffcps diffusion_steps=15`."""
-    parts = []
-    for name in by:
-        if name not in run.settings:
-            raise UserError(f"{run.folder} has no setting {name!r} to tell methods apart by")
-        parts.append(f"{name}={_plain(run.settings[name])}")
+    parts = [f"{name}={_plain(run.settings[name])}" for name in by if name in run.settings]
     parts += [f"{name}={_plain(value)}" for name, value in sorted(run.changed.items()) if name not in by]
     return " ".join([run.algo, *parts])
 

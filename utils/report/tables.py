@@ -15,7 +15,18 @@ from utils.report.protocols import PROTOCOLS, TITLES, Index, score
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, interquartile_mean
 
-__all__ = ["Choice", "Estimate", "Published", "Row", "Table", "make_rows", "make_tables", "scores_csv", "signed"]
+__all__ = [
+    "Choice",
+    "Estimate",
+    "Published",
+    "Row",
+    "Table",
+    "make_rows",
+    "make_tables",
+    "mean_and_deviation",
+    "scores_csv",
+    "signed",
+]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
 COLUMNS = {"idql": "IDQL-A"}  # algorithms that Table 1 prints under another name than theirs in capitals
@@ -305,9 +316,16 @@ def _number(value: float, form: str = ".1f") -> str:
 
 
 def _mean(value: Estimate | None) -> str:
-    if value is None:
-        return "–"
-    return _number(value.mean) + (f" ± {value.deviation:.1f}" if value.deviation is not None else "")
+    return "–" if value is None else _with_deviation(value.mean, value.deviation)
+
+
+def mean_and_deviation(scores: np.ndarray) -> str:
+    """Of a score a seed [n]; without the deviation for one seed."""
+    return _with_deviation(float(scores.mean()), float(scores.std()) if len(scores) > 1 else None)
+
+
+def _with_deviation(mean: float, deviation: float | None) -> str:
+    return _number(mean) + (f" ± {deviation:.1f}" if deviation is not None else "")
 
 
 def _interval(value: Estimate | None) -> str:
