@@ -34,7 +34,7 @@ class CQL(Agent):
     """The agent of `--algo cql`; `config` is a `hyperparameters.CQLConfig`."""
 
     METRICS = (
-        "critic_loss", "conservative_loss", "actor_loss", "alpha", "alpha_prime", "entropy", "q_mean",
+        "critic_loss", "conservative_loss", "actor_loss", "bc_loss", "alpha", "alpha_prime", "entropy", "q_mean",
         "critic_grad_norm", "actor_grad_norm",
     )  # fmt: skip
     COMPILED = ("critic_loss", "policy_loss", "cloning_loss")
@@ -158,10 +158,13 @@ class CQL(Agent):
 
     def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha log pi(a | s) - min Q(s, a), a ~ policy [S]."""
-        actions, log_density = self.actor.sample(*self.actor(batch["states"]), draws["policy_noise"])
+        mean, log_std = self.actor(batch["states"])
+        actions, log_density = self.actor.sample(mean, log_std, draws["policy_noise"])
         values = self.constant_critic(batch["states"], actions).amin(dim=1)
         loss = (self.alpha().unsqueeze(1) * log_density - values).mean(dim=1)
-        return loss, {"actor_loss": loss.detach()}
+        with torch.no_grad():
+            likelihood = self.actor.log_density(mean, log_std, batch["actions"])
+        return loss, {"actor_loss": loss.detach(), "bc_loss": -likelihood.mean(dim=1)}
 
     def cloning_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha log pi(a | s) - log pi(a_data | s): the policy's loss of the first `bc_steps` [S]."""
@@ -169,7 +172,7 @@ class CQL(Agent):
         _, log_density = self.actor.sample(mean, log_std, draws["policy_noise"])
         likelihood = self.actor.log_density(mean, log_std, batch["actions"])
         loss = (self.alpha().unsqueeze(1) * log_density - likelihood).mean(dim=1)
-        return loss, {"actor_loss": loss.detach()}
+        return loss, {"actor_loss": loss.detach(), "bc_loss": -likelihood.detach().mean(dim=1)}
 
     def alpha(self) -> Tensor:
         """The entropy's weight [S]."""

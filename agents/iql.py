@@ -30,7 +30,7 @@ class IQL(Agent):
     """The agent of `--algo iql`; `config` is a `hyperparameters.IQLConfig`."""
 
     METRICS = (
-        "value_loss", "actor_loss", "critic_loss", "advantage", "q_mean",
+        "value_loss", "actor_loss", "bc_loss", "critic_loss", "advantage", "q_mean",
         "value_grad_norm", "actor_grad_norm", "critic_grad_norm",
     )  # fmt: skip
     COMPILED = ("value_loss", "policy_loss", "critic_loss")
@@ -111,8 +111,10 @@ class IQL(Agent):
         with torch.no_grad():
             advantages = self.critic_target(states, actions).amin(dim=1) - self.value(states)
             weights = advantage_weights(advantages, self.config.beta)
-        loss = -(weights * self.actor.log_likelihood(states, actions, draws.get("kept"))).mean(dim=1)
-        return loss, {"actor_loss": loss.detach(), "advantage": advantages.mean(dim=1)}
+        likelihood = self.actor.log_likelihood(states, actions, draws.get("kept"))
+        loss = -(weights * likelihood).mean(dim=1)
+        metrics = {"actor_loss": loss.detach(), "bc_loss": -likelihood.detach().mean(dim=1)}
+        return loss, {**metrics, "advantage": advantages.mean(dim=1)}
 
     def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Both critics' squared errors against r + discount V(s') (eq. 6) [S]."""

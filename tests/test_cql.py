@@ -284,6 +284,16 @@ def test_cloning_then_improving() -> None:
     assert [agent.phase(step) for step in (0, 2, 3, 10**6)] == [0, 0, IMPROVING, IMPROVING]
 
 
+def test_bc_loss_is_the_datas_negative_log_likelihood_in_both_phases() -> None:
+    agent, batch = make(), transitions(0, rows=16)
+    draws = agent.draw(torch.Generator().manual_seed(0), 16)
+    mean, log_std = agent.actor(batch["states"])
+    plain = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform(cache_size=1))
+    expected = -plain.log_prob(batch["actions"] / MAX_ACTION).sum(dim=-1).mean(dim=1)
+    for loss in (agent.policy_loss, agent.cloning_loss):
+        torch.testing.assert_close(loss(batch, draws)[1]["bc_loss"], expected.detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_cloning_brings_the_policy_to_the_data() -> None:
     agent, rng, batch = make(learning_rate=1e-2), torch.Generator().manual_seed(0), transitions(0, rows=8)
 

@@ -211,6 +211,17 @@ def test_the_policys_optimum_is_the_weighted_mean_and_deviation() -> None:
     assert p.gradient(agent.policy_loss(batch, {})[0]).abs().max() > 0.1
 
 
+def test_bc_loss_is_the_datas_negative_log_likelihood_without_the_weights() -> None:
+    agent, batch = make(), transitions(4, rows=16)
+    normal = torch.distributions.Normal(agent.actor.actions(batch["states"]) / MAX_ACTION, 1.0)
+    with torch.no_grad():
+        agent.actor.parameters["log_std"].zero_()
+    loss, metrics = agent.policy_loss(batch, {})
+    expected = -normal.log_prob(batch["actions"] / MAX_ACTION).sum(dim=2).mean(dim=1)
+    torch.testing.assert_close(metrics["bc_loss"], expected, rtol=1e-5, atol=1e-5)
+    assert (metrics["bc_loss"] - loss).abs().min() > 1e-3
+
+
 def test_advantage_weights_turn_the_data_into_the_tilted_policy() -> None:
     """mu exp(beta A) / Z of a discrete mu: the weighted frequencies of data drawn with exact frequencies mu."""
     mu, advantage = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([-1.0, 0.2, 0.4])

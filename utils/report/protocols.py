@@ -30,7 +30,8 @@ TITLES = {
     "offline": "offline-selected",
 }
 Index = Literal["right", "published"]
-# What is compared with the data alone: the denoising loss, under the name that the algorithm's metrics give it.
+# What is compared with the data alone: the denoising loss, or a Gaussian policy's negative log-likelihood of the data's
+# actions, under the name that the algorithm's metrics give it.
 LOSSES = ("bc_loss", "kl_loss")
 
 
@@ -58,7 +59,7 @@ def score(run: SeedRun, protocol: str, top_k: int | None = None, index: Index = 
 
 
 def evaluation_losses(run: SeedRun) -> np.ndarray | None:
-    """Mean denoising loss of the training between the previous evaluation and each one [E]; None without one."""
+    """Mean loss on the data's actions since the evaluation before, at each one [E]; None without one."""
     name = next((name for name in LOSSES if name in run.metrics), None)
     if name is None:
         return None

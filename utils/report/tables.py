@@ -289,7 +289,7 @@ def _protocols(label: str, rows: Sequence[Row], choice: Choice, remarks: Sequenc
         lines = [[*line, *(_corl(row, p) for p in ("last", "best"))] for line, row in zip(lines, rows, strict=True)]
     rank = "the run's own rank (0 where it has none)" if choice.top_k is None else f"rank {choice.top_k}"
     index = "" if choice.index == "right" else ", with the published code's index, which is another evaluation"
-    notes = [DEVIATION_NOTE, BEST_NOTE, f"offline-selected: by the denoising loss, {rank}{index}.",
+    notes = [DEVIATION_NOTE, BEST_NOTE, f"offline-selected: by the policy's loss on the data's actions, {rank}{index}.",
              _origin_note(label), *([CORL_NOTE] if corl else []), *remarks]  # fmt: skip
     return Table(f"All protocols, data: {label}", columns, lines, notes, names=4)
 
