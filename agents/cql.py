@@ -50,7 +50,7 @@ class CQL(Agent):
     ) -> None:
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n, on = config, self.num_seeds, self.device
-        self.actor = TanhGaussian(state_dim, action_dim, self.max_action, n, on, c.hidden_dim)
+        self.actor = TanhGaussian(state_dim, action_dim, self.max_action, n, on, c.hidden_dim, layers=3)
         self.critic = TwinCritic(state_dim, action_dim, n, on, c.hidden_dim, LAYERS, torch.relu)
         generators = self.init_generators()
         for network in (self.actor, self.critic):

@@ -71,7 +71,9 @@ class DTQL(Agent):
         self.critic = NormalizedTwinCritic(state_dim, action_dim, n, self.device, c.hidden_dim)
         self.value = ValueNetwork(state_dim, n, self.device, c.hidden_dim)
         self.bc_actor = EDMNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
-        self.distill_actor = TanhGaussian(state_dim, action_dim, self.max_action, n, self.device, c.hidden_dim)
+        self.distill_actor = TanhGaussian(
+            state_dim, action_dim, self.max_action, n, self.device, c.hidden_dim, layers=3
+        )
         generators = self.init_generators()
         for network in (self.critic, self.value, self.bc_actor):
             default_init(network.parameters, generators)

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 HIDDEN = 256  # width of every hidden layer in the published networks, and the default of all
+LOG_STD = (-5.0, 2.0)  # bounds of a Gaussian policy's log deviation
 TIME_DIM = 16  # width of the time embedding
 FOURIER_DIM = 64  # of IDQL's
 KINDS = ("weight", "bias")  # what a linear layer has
@@ -545,13 +546,17 @@ class ValueNetwork(MLP):
         return super().__call__(states).squeeze(-1)
 
 
+def normal_log_density(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log density of x [..., A] under a diagonal normal [...]."""
+    deviations = (x - mean) / log_std.exp()
+    return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
 class GaussianPolicy(MLP):
     """A normal distribution over a / max_action: mean tanh(f(s)), one deviation a dimension whatever the state.
 
     ReLU layers, one member a seed; the policy of implicit Q-learning (Kostrikov et al. 2022).
     """
-
-    LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
 
     def __init__(
         self,
@@ -584,16 +589,11 @@ class GaussianPolicy(MLP):
             if kept is not None:
                 x = x * parts[i] / (1 - self.dropout)
         mean = torch.tanh(linear(x, p[f"{self._names[-1]}.weight"], p[f"{self._names[-1]}.bias"]))
-        log_std = p["log_std"].clamp(*self.LOG_STD).unsqueeze(1)
-        deviations = (actions / self.max_action - mean) / log_std.exp()
-        return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+        return normal_log_density(actions / self.max_action, mean, p["log_std"].clamp(*LOG_STD).unsqueeze(1))
 
 
-class TanhGaussian(MLP):
-    """max_action * tanh(mean + deviation * noise) over `layers` ReLU layers. One member a seed."""
-
-    LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
-    MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
+class _StateDependentGaussian(MLP):
+    """Mean and log deviation side by side, over `layers` ReLU layers. One member a seed."""
 
     def __init__(
         self,
@@ -603,15 +603,21 @@ class TanhGaussian(MLP):
         seeds: int,
         device: torch.device | str,
         hidden_dim: int = HIDDEN,
-        layers: int = 3,
+        layers: int = 2,
     ) -> None:
         self.max_action = max_action
         super().__init__([state_dim, *[hidden_dim] * layers, 2 * action_dim], seeds, device)
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """states [S, B, state_dim] -> mean and log deviation before the tanh, each [S, B, A]."""
+        """states [S, B, state_dim] -> mean and bounded log deviation, each [S, B, A]."""
         mean, log_std = super().__call__(states).chunk(2, dim=-1)
-        return mean, log_std.clamp(*self.LOG_STD)
+        return mean, log_std.clamp(*LOG_STD)
+
+
+class TanhGaussian(_StateDependentGaussian):
+    """max_action * tanh(mean + deviation * noise)."""
+
+    MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
 
     def actions(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
         """The action that standard normal `noise` gives; the shapes broadcast."""
@@ -629,13 +635,12 @@ class TanhGaussian(MLP):
 
     def _squashed(self, mean: Tensor, log_std: Tensor, raw: Tensor) -> Tensor:
         """Log density of tanh(raw): the normal's, less log tanh'(raw) = 2 (log 2 - raw - softplus(-2 raw))."""
-        normal = -0.5 * ((raw - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
-        return (normal - 2 * (math.log(2) - raw - functional.softplus(-2 * raw))).sum(dim=-1)
+        squash = 2 * (math.log(2) - raw - functional.softplus(-2 * raw))
+        return normal_log_density(raw, mean, log_std) - squash.sum(dim=-1)
 
     def log_likelihood(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         """Log density of atanh(a / (max_action + margin)) [S, B]; as published, without the tanh's own density."""
-        deviations = (torch.atanh(actions / (self.max_action + self.MARGIN)) - mean) / log_std.exp()
-        return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+        return normal_log_density(torch.atanh(actions / (self.max_action + self.MARGIN)), mean, log_std)
 
 
 class DeterministicActor(MLP):
@@ -659,30 +664,16 @@ class DeterministicActor(MLP):
         return torch.tanh(super().__call__(states)) * self.max_action
 
 
-class GaussianActor(MLP):
-    """A normal distribution over a / max_action: mean tanh(f(s)), deviation exp(g(s)). One member a seed.
+class GaussianActor(_StateDependentGaussian):
+    """A normal distribution over a / max_action: mean tanh(f(s)), deviation exp(g(s)).
 
-    Two ReLU layers, whose output is f and g side by side. The mean lies in the action box; a sample is cut to it.
+    The mean lies in the action box; a sample is cut to it.
     """
-
-    LOG_STD = (-5.0, 2.0)  # bounds of the deviation's logarithm
-
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        max_action: float,
-        seeds: int,
-        device: torch.device | str,
-        hidden_dim: int = HIDDEN,
-    ) -> None:
-        self.max_action = max_action
-        super().__init__([state_dim, hidden_dim, hidden_dim, 2 * action_dim], seeds, device)
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [S, B, state_dim] -> mean and log deviation of a / max_action, each [S, B, A]."""
-        mean, log_std = super().__call__(states).chunk(2, dim=-1)
-        return torch.tanh(mean), log_std.clamp(*self.LOG_STD)
+        mean, log_std = super().__call__(states)
+        return torch.tanh(mean), log_std
 
     def actions(self, mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> Tensor:
         """The action that standard normal `noise` gives, cut to the box; without noise the mean."""
@@ -691,8 +682,7 @@ class GaussianActor(MLP):
 
     def log_likelihood(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         """Log density of a / max_action [S, B]; actions [S, B, A]."""
-        deviations = (actions / self.max_action - mean) / log_std.exp()
-        return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+        return normal_log_density(actions / self.max_action, mean, log_std)
 
 
 class EDMNetwork(Network):
