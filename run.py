@@ -70,8 +70,7 @@ class Run:
             torch.set_num_threads(given.threads)
         dataset = sources.load(given)
         behaviour_score = dataset.info.get("behaviour_score")
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         with ExitStack() as self.open:
             self.open.enter_context(closing(RunLock(self.folders)))
             self.build(dataset)

@@ -26,6 +26,7 @@ from agents import AGENTS
 from benchmarks.training import PLAIN, synchronize
 from utils.d4rl import task
 from utils.execution import CapturedActions
+from utils.memory import keep_freed_memory
 from utils.options import resolve_device
 from utils.seeding import torch_generators
 
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
+    keep_freed_memory(device)
     result = {
         "env_name": options.env_name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",

@@ -26,6 +26,7 @@ from utils import environments
 from utils.d4rl import task
 from utils.evaluation import environment_rngs, evaluate
 from utils.execution import MODES, acting, choose_mode
+from utils.memory import keep_freed_memory
 from utils.options import resolve_device
 from utils.seeding import torch_generators
 
@@ -68,6 +69,7 @@ def one_at_a_time(learner: PlainDiffusionLearner, env: Any, episodes: int, limit
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one task."""
     device = resolve_device(options.device)
+    keep_freed_memory(device)
     wanted, limit = task(options.env_name), options.max_steps
     config = hyperparameters.get("diffcps", options.env_name)
     seeds = list(range(options.seeds))

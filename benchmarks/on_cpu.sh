@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CPU figures of the README: training of every algorithm and evaluation, with one thread and with two, in about
-# 15 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
+# 25 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
 #
 #   bash benchmarks/on_cpu.sh NAME [FOLDER]       NAME: the machine, for the files' names
 #
@@ -38,4 +38,6 @@ done
 step "evaluation_antmaze_t2_$name.json" benchmarks.evaluation --device cpu --threads 2 --env_name antmaze-umaze-v0 \
   --episodes 100 --max_steps 20 --plain_episodes 5
 step "acting_$name.json" benchmarks.acting --device cpu --threads 1
+"$python" -m benchmarks.memory --algos diffcps diffusion_ql idql iql cql qgpo bear td3_bc --seconds 4 \
+  --out "$out" --name "$name"
 "$python" -m benchmarks.table "$out" "$name"

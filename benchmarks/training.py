@@ -99,8 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(options.device)
     config = hyperparameters.get(options.algo, options.env_name, **given(options))
     dataset = random_dataset(options.env_name, options.rows)
-    if device.type == "cpu":
-        keep_freed_memory()  # as run.py does; the plain form, in the same process, gains from it too
+    keep_freed_memory(device)  # as run.py does; the plain form, in the same process, gains from it too
     seeds = list(range(options.seeds))
     mode, _ = choose_mode(options.execution, device, 10**9)
     agent = AGENTS[options.algo](dataset.state_dim, dataset.action_dim, 1.0, config, seeds, device)

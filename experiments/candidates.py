@@ -79,9 +79,7 @@ def evaluated_folder(trained: Path, changes: Mapping[str, Any], base: Path | Non
     """Where the evaluation of a trained seed's folder .../<variant>/<algo>/<env_name>/seed_<k> is written: beside its
     variant, or below `base`."""
     variant = trained.parents[2]
-    texts = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in changes.items()}
-    name = ",".join(f"{key}={text}" for key, text in texts.items())
-    return (variant.parent if base is None else base) / name / trained.relative_to(variant)
+    return (variant.parent if base is None else base) / _name(changes, ",") / trained.relative_to(variant)
 
 
 def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], device: torch.device) -> None:
@@ -136,7 +134,7 @@ def chosen(report: Report, label: str) -> list[Table]:
             groups.setdefault((cell.env_name, cell.algo, cell.total_steps), []).append(cell)
     lines = []
     for (env_name, algo, steps), cells in groups.items():
-        names = [cell.method.partition(" ")[2] for cell in cells]
+        names = _names(cells)
         episodes = [np.stack([run.episodes[-1] for run in cell.runs]) for cell in cells]  # [n, E] each
         if len(cells) < 2 or len({scores.shape for scores in episodes}) > 1 or episodes[0].shape[1] < 2:
             continue
@@ -149,6 +147,17 @@ def chosen(report: Report, label: str) -> list[Table]:
              "that had no part in the choice.", DEVIATION_NOTE]  # fmt: skip
     title = f"Settings of acting chosen by task, data: {label}"
     return [Table(title, columns, lines, notes, names=4)] if lines else []
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """What sets each of the cells apart from the others: `action_candidates=16 greedy_action=True`."""
+    settings = [cell.runs[0].settings for cell in cells]
+    apart = [name for name in settings[0] if len({str(own.get(name)) for own in settings}) > 1]
+    return [_name({name: own[name] for name in apart}, " ") for own in settings]
+
+
+def _name(settings: Mapping[str, Any], separator: str) -> str:
+    return separator.join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items())
 
 
 def choose(episodes: np.ndarray) -> tuple[int, list[int], np.ndarray]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import platform
 from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluation, scaling, table, training
+from benchmarks import evaluation, memory, scaling, table, training
 
 SHORT = ["--device", "cpu", "--execution", "eager", "--rows", "500", "--steps", "20", "--plain_steps", "2",
          "--repeats", "2", "--batch_size", "8"]  # fmt: skip
@@ -81,3 +82,13 @@ def test_scaling_measures_the_shared_point_once_and_ends_in_time(
     with open(tmp_path / "scaling_short.csv", newline="") as file:
         assert [(r["axis"], r["value"]) for r in csv.DictReader(file)] == [("seeds", "1"), ("seeds", "2")]
     assert (tmp_path / "scaling_short.png").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library's allocator")
+def test_memory_compares_two_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    memory.main(["--algos", "bc", "--seeds", "1", "--seconds", "0.05", "--repeats", "1"])
+    *_, row = capsys.readouterr().out.strip().splitlines()
+    algo, seeds, *numbers = [cell.strip().replace(",", "") for cell in row.strip("|").split("|")]
+    assert (algo, seeds) == ("bc", "1") and len(numbers) == 7
+    default, kept, *_, ratio = map(float, numbers)
+    assert ratio == pytest.approx(kept / default, rel=0.02)  # one repeat; both are printed rounded

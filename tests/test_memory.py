@@ -14,7 +14,7 @@ import resource, sys
 import torch
 from utils.memory import keep_freed_memory
 if sys.argv[1] == "kept":
-    assert keep_freed_memory()
+    assert keep_freed_memory(torch.device("cpu")) and not keep_freed_memory(torch.device("cuda:0"))
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
