@@ -192,10 +192,23 @@ def test_an_absent_set_says_what_to_do(name, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network\nat all")
 
-    monkeypatch.setattr(minari.storage.local.hosting, "download_dataset", offline)
+    monkeypatch.setattr(minari, "list_remote_datasets", offline)
     with pytest.raises(UserError, match=f"minari:{name} (is not in Minari's cache|cannot be opened)") as error:
         source.load(f"minari:{name}")
     assert "\n" not in str(error.value)
+
+
+def test_a_set_that_is_too_large_is_not_downloaded(monkeypatch):
+    asked = []
+    sizes = {"test/large-v0": {"dataset_size": 8600.0}, "test/small-v0": {"dataset_size": 8500.0}, "test/old-v0": {}}
+    monkeypatch.setattr(minari, "list_remote_datasets", lambda prefix: {prefix: sizes[prefix]})
+    monkeypatch.setattr(minari.storage.local.hosting, "download_dataset", asked.append)
+    with pytest.raises(UserError, match=r"minari:test/large-v0 has 8\.6 GB; sets of up to 8 GiB"):
+        source.load("minari:test/large-v0")
+    for name in ("test/small-v0", "test/old-v0"):  # they go on to the download, which leaves nothing here
+        with pytest.raises(UserError, match="cannot be downloaded"):
+            source.load(f"minari:{name}")
+    assert asked == ["test/small-v0", "test/old-v0"]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import numpy as np
 
 from utils import d4rl
 from utils.dataset import Dataset
+from utils.download import MAX_BYTES
 from utils.errors import UserError
 
 __all__ = [
@@ -94,7 +95,13 @@ def _open(source: str) -> Any:
     except Exception as error:  # Minari asserts and raises what its storages do
         raise UserError(f"{source} cannot be opened: {_one_line(error)}") from error
     try:
+        size = minari.list_remote_datasets(prefix=name).get(name, {}).get("dataset_size")  # in MB, as its maker wrote
+        if float(size or 0) * 1e6 > MAX_BYTES:
+            raise UserError(f"{source} has {float(size) / 1000:,.1f} GB; sets of up to {MAX_BYTES >> 30} GiB are "
+                            f"downloaded here, larger ones by 'minari download {name}'")  # fmt: skip
         return minari.load_dataset(name, download=True)
+    except UserError:
+        raise
     except Exception as error:  # whatever the cloud client of the day raises
         raise UserError(
             f"{source} is not in Minari's cache and cannot be downloaded ({_one_line(error)}); "
