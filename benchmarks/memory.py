@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         return
     columns = ["algorithm", "seeds", "steps/s, default", "kept", "page faults a step, default", "kept",
                "peak MiB, default", "kept", "ratio of speeds"]  # fmt: skip
-    lines = [f"`python -m benchmarks.memory --seeds {options.seeds}`; {options.env_name}, one thread, eager, torch "
+    lines = [f"`python -m benchmarks.memory --seeds {options.seeds} --seconds {options.seconds:g}`; {options.env_name}, one thread, eager, torch "
              f"{torch.__version__}; medians of {options.repeats}", "",
              "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]  # fmt: skip
     for algo in options.algos:

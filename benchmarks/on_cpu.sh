@@ -38,6 +38,6 @@ done
 step "evaluation_antmaze_t2_$name.json" benchmarks.evaluation --device cpu --threads 2 --env_name antmaze-umaze-v0 \
   --episodes 100 --max_steps 20 --plain_episodes 5
 step "acting_$name.json" benchmarks.acting --device cpu --threads 1
-"$python" -m benchmarks.memory --algos diffcps diffusion_ql idql iql cql qgpo bear td3_bc --seconds 4 \
+"$python" -m benchmarks.memory --algos diffcps diffusion_ql idql iql cql bear td3_bc --seconds 4 \
   --out "$out" --name "$name"
 "$python" -m benchmarks.table "$out" "$name"
