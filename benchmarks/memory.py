@@ -85,9 +85,9 @@ def main(argv: Sequence[str]) -> None:
         return
     columns = ["algorithm", "seeds", "steps/s, default", "kept", "page faults a step, default", "kept",
                "peak MiB, default", "kept", "ratio of speeds"]  # fmt: skip
-    lines = [f"`python -m benchmarks.memory --seeds {options.seeds} --seconds {options.seconds:g}`; {options.env_name}, one thread, eager, torch "
-             f"{torch.__version__}; medians of {options.repeats}", "",
-             "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]  # fmt: skip
+    command = f"python -m benchmarks.memory --seeds {options.seeds} --seconds {options.seconds:g}"
+    lines = [f"`{command}`; {options.env_name}, one thread, eager, torch {torch.__version__}; medians of "
+             f"{options.repeats}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]  # fmt: skip
     for algo in options.algos:
         lines.append("| " + " | ".join(compare(algo, options)) + " |")
         print(lines[-1], flush=True)
