@@ -7,6 +7,7 @@ start states.
 
     python -m experiments.candidates plan|run|show [--algos idql qgpo] [--help]
     python -m experiments.candidates score RUNS --to DIR [--help]       runs of run.py that are there already
+    python -m experiments.candidates compare DIR [--help]               what `score` left, once more
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from utils.errors import UserError
 from utils.evaluation import acting_generators, environment_rngs, evaluate
 from utils.log import EVALUATION_COLUMNS, CsvFile, write_json
 from utils.report.build import Report, make_report, save
-from utils.report.runs import Cell, Labels
+from utils.report.runs import Cell, Labels, find_runs
 from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
 
 CANDIDATES = (1, 10, 50, 200)
@@ -40,6 +42,7 @@ IDQL_CANDIDATES = (1, 16, 32, 64, 128, 256)
 # train_critic.py of ChenDRAG/CEP-energy-guided-diffusion.
 GUIDANCE = {"antmaze": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0), "others": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)}
 BY = ("action_candidates", "guidance_scale")
+ACTING = (*BY, "greedy_action")  # all that acting depends on and training does not
 
 
 def variants(algo: str, env_name: str) -> list[dict[str, Any]]:
@@ -131,15 +134,17 @@ def chosen(report: Report, label: str) -> list[Table]:
     groups: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in report.cells:
         if cell.label == label:
-            groups.setdefault((cell.env_name, cell.algo, cell.total_steps), []).append(cell)
+            trained = {name: value for name, value in cell.changed.items() if name not in ACTING}
+            method = f"{cell.algo} {_name(trained, ' ')}".strip()
+            groups.setdefault((cell.env_name, method, cell.total_steps), []).append(cell)
     lines = []
-    for (env_name, algo, steps), cells in groups.items():
+    for (env_name, method, steps), cells in groups.items():
         names = _names(cells)
         episodes = [np.stack([run.episodes[-1] for run in cell.runs]) for cell in cells]  # [n, E] each
         if len(cells) < 2 or len({scores.shape for scores in episodes}) > 1 or episodes[0].shape[1] < 2:
             continue
         best, picked, held_out = choose(np.stack(episodes))
-        lines.append([env_name, algo, f"{steps:,}", names[best], mean_and_deviation(episodes[best].mean(axis=1)),
+        lines.append([env_name, method, f"{steps:,}", names[best], mean_and_deviation(episodes[best].mean(axis=1)),
                       "; ".join(dict.fromkeys(names[i] for i in picked)), mean_and_deviation(held_out)])  # fmt: skip
     columns = ["task", "method", "gradient steps", "best †", "its score", "chosen on half", "score on the other half"]
     notes = ["† best: of the settings, chosen on the test episodes themselves; it overstates.",
@@ -180,13 +185,11 @@ def score(argv: Sequence[str]) -> int:
     parser.add_argument("--to", type=Path, required=True, help="folder for the evaluations")
     parser.add_argument("--eval_episodes", type=int, help="episodes each (default: the run's)")
     parser.add_argument("--device", default="auto", help="as for run.py (default: %(default)s)")
-    parser.add_argument("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for utils.report")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/tables and DIR/figures")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    _add_output(parser)
     given = parser.parse_args(argv)
     if given.eval_episodes is not None and given.eval_episodes < 1:
         parser.error("--eval_episodes must be at least 1")
-    device, labels = options.resolve_device(given.device), Labels.parse(given.label)
+    device = options.resolve_device(given.device)
     trained = [path.parent for place in given.runs for path in sorted(place.resolve().rglob(checkpoint.CURRENT))]
     if not trained:
         raise UserError(
@@ -200,8 +203,30 @@ def score(argv: Sequence[str]) -> int:
             if found.setdefault(folder, seed) != seed:
                 raise UserError(f"{found[folder]} and {seed} are one method, task and seed: give each its own --to")
             evaluate_with(seed, folder, changes | episodes, device)
-    by = settings_of(BY, {seed.parents[1].name for seed in trained})
-    report = make_report(list(found), labels, Choice(), by, extra=chosen)
+    return show(list(found), given)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """`compare`: show evaluations that `score` or `run` left, or an exported copy of them."""
+    parser = options.Parser(prog="python -m experiments.candidates compare", allow_abbrev=False,
+                            description="Show evaluations by setting of acting.")  # fmt: skip
+    parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations")
+    _add_output(parser)
+    given = parser.parse_args(argv)
+    return show(given.evaluations, given)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for utils.report")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/tables and DIR/figures")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+
+
+def show(folders: Sequence[Path], given: argparse.Namespace) -> int:
+    """Tables on the screen, files where asked for."""
+    labels = Labels.parse(given.label)
+    by = settings_of(BY, {run.algo for run in find_runs(folders, labels)})
+    report = make_report(folders, labels, Choice(), by, extra=chosen)
     done = save(report, given.out, given.html, title=EXPERIMENT.about)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))
@@ -223,9 +248,10 @@ EXPERIMENT = Experiment(
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run a command line: that of every experiment, and `score`."""
-    if list(argv[:1]) == ["score"]:
-        return command_line("candidates score", lambda: score(argv[1:]))
+    """Run a command line: that of every experiment, `score` or `compare`."""
+    for action in (score, compare):
+        if list(argv[:1]) == [action.__name__]:
+            return command_line(f"candidates {action.__name__}", partial(action, argv[1:]))
     return main(EXPERIMENT, "candidates", argv)
 
 

@@ -325,6 +325,8 @@ def test_finished_runs_are_scored_with_every_setting(tmp_path, data, capsys):
     assert "Settings of acting chosen by task, data: small" in shown and "action_candidates=256" in shown
     page = (tmp_path / "page.html").read_text()
     assert "greedy_action=False" in page
+    assert candidates.command(["compare", str(tmp_path / "scored"), "--label", f"small={data}"]) == 0
+    assert capsys.readouterr().out.strip() == shown.strip().removesuffix(f"wrote {tmp_path / 'page.html'}").strip()
     more = [*scored[:4], "--device", "cpu", "--eval_episodes", "2"]
     assert candidates.command(more) == 0
     assert len((tmp_path / "scored" / "action_candidates=16" / tail).read_text().splitlines()) == 1 + 2

@@ -364,6 +364,21 @@ def test_an_export_names_files_of_weights_without_their_folders(tmp_path):
 # --- Figures and the page -------------------------------------------------------------------------------
 
 
+def test_long_names_stay_inside_the_figure_and_leave_the_panels_their_room(tmp_path):
+    for number in range(8):
+        long = {"batch_size": 32 + number, "hidden_dim": 64, "diffusion_steps": 7, "learning_rate": 1e-3, "kappa": 0.1}
+        for candidates in (1, 10):
+            make_run(tmp_path / f"{number}-{candidates}", [50.0], action_candidates=candidates, **long)
+    cells = group(find_runs([tmp_path], Labels()), ("action_candidates",))
+    for _, _, figure in figures.figures(cells, Choice(), ("action_candidates",)):
+        figure.canvas.draw()
+        inside, (legend,) = figure.bbox, figure.legends
+        box = legend.get_window_extent()
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0
+        assert all(axes.get_window_extent().height > figure.dpi for axes in figure.axes)  # an inch at least
+        plt.close(figure)
+
+
 def test_methods_differ_without_colour():
     looks = [(str(figures.style(k)["linestyle"]), figures.style(k)["marker"]) for k in range(35)]
     assert len(set(looks)) == 35

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -253,6 +254,12 @@ def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(3, len(found)), fontsize=8)
+    room = int(figure.get_figwidth() * 14)  # letters of this size side by side; a line's sample takes some 6
+    fits = [n for n in (3, 2) if n <= len(found) and max(map(len, found)) <= room // n - 6]
+    labels = [textwrap.fill(label, room - 6) for label in found]
+    columns = max(fits, default=1)
+    lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 3))  # the panels keep their height
+    figure.legend(list(found.values()), labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.set_layout_engine("constrained")
     return figure
