@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CPU figures of the README: training of every algorithm and evaluation, with one thread and with two, in about
-# 25 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
+# 15 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
 #
 #   bash benchmarks/on_cpu.sh NAME [FOLDER]       NAME: the machine, for the files' names
 #
@@ -37,7 +37,8 @@ for algo in bc awr td3_bc bcq bear sfbc iql cql idql qgpo; do
 done
 step "evaluation_antmaze_t2_$name.json" benchmarks.evaluation --device cpu --threads 2 --env_name antmaze-umaze-v0 \
   --episodes 100 --max_steps 20 --plain_episodes 5
-step "acting_$name.json" benchmarks.acting --device cpu --threads 1
+step "acting_$name.json" benchmarks.acting --device cpu --threads 1 \
+  --algos diffcps diffusion_ql diffusion_bc dtql
 "$python" -m benchmarks.memory --algos diffcps diffusion_ql idql iql cql bear td3_bc --seconds 4 \
   --out "$out" --name "$name"
 "$python" -m benchmarks.table "$out" "$name"
