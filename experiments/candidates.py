@@ -33,7 +33,7 @@ from utils.errors import UserError
 from utils.evaluation import acting_generators, environment_rngs, evaluate
 from utils.log import EVALUATION_COLUMNS, CsvFile, write_json
 from utils.report.build import Report, make_report, save
-from utils.report.runs import Cell, Labels, find_runs
+from utils.report.runs import Cell, Labels, plain
 from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
 
 CANDIDATES = (1, 10, 50, 200)
@@ -162,7 +162,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
 
 
 def _name(settings: Mapping[str, Any], separator: str) -> str:
-    return separator.join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items())
+    return separator.join(f"{name}={plain(value)}" for name, value in settings.items())
 
 
 def choose(episodes: np.ndarray) -> tuple[int, list[int], np.ndarray]:
@@ -224,9 +224,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def show(folders: Sequence[Path], given: argparse.Namespace) -> int:
     """Tables on the screen, files where asked for."""
-    labels = Labels.parse(given.label)
-    by = settings_of(BY, {run.algo for run in find_runs(folders, labels)})
-    report = make_report(folders, labels, Choice(), by, extra=chosen)
+    algos = {path.parents[2].name for folder in folders for path in folder.resolve().rglob("config.json")}
+    report = make_report(folders, Labels.parse(given.label), Choice(), settings_of(BY, algos), extra=chosen)
     done = save(report, given.out, given.html, title=EXPERIMENT.about)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))

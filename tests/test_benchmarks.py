@@ -85,9 +85,12 @@ def test_scaling_measures_the_shared_point_once_and_ends_in_time(
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library's allocator")
-def test_memory_compares_two_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    memory.main(["--algos", "bc", "--seeds", "1", "--seconds", "0.05", "--repeats", "1"])
+def test_memory_compares_two_processes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    memory.main(["--algos", "bc", "--seeds", "1", "--seconds", "0.05", "--repeats", "1", "--env_name",
+                 "hopper-medium-v2", "--out", str(tmp_path), "--name", "here"])  # fmt: skip
     *_, row = capsys.readouterr().out.strip().splitlines()
+    written = (tmp_path / "memory_here.md").read_text()
+    assert written.endswith(f"{row}\n") and "hopper-medium-v2" in written.splitlines()[0]
     algo, seeds, *numbers = [cell.strip().replace(",", "") for cell in row.strip("|").split("|")]
     assert (algo, seeds) == ("bc", "1") and len(numbers) == 7
     default, kept, *_, ratio = map(float, numbers)

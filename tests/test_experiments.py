@@ -327,6 +327,8 @@ def test_finished_runs_are_scored_with_every_setting(tmp_path, data, capsys):
     assert "greedy_action=False" in page
     assert candidates.command(["compare", str(tmp_path / "scored"), "--label", f"small={data}"]) == 0
     assert capsys.readouterr().out.strip() == shown.strip().removesuffix(f"wrote {tmp_path / 'page.html'}").strip()
+    assert candidates.command(["compare", str(tmp_path / "scored"), "--out", str(tmp_path / "out")]) == 0
+    assert "Settings of acting chosen" in next((tmp_path / "out" / "tables").glob("files*.md")).read_text()
     more = [*scored[:4], "--device", "cpu", "--eval_episodes", "2"]
     assert candidates.command(more) == 0
     assert len((tmp_path / "scored" / "action_candidates=16" / tail).read_text().splitlines()) == 1 + 2

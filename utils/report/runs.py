@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.faults import RUNAWAY, STOPPED
 from utils.results import read_events
 
-__all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "read_run"]
+__all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "plain", "read_run"]
 
 # How long and how often, not what: these do not make another method.
 LENGTH = ("pretrain_epochs", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes")
@@ -225,7 +225,7 @@ def _changed(algo: str, env_name: str, config: Mapping[str, Any]) -> dict[str, A
         own = {name: config["settings"][name] for name, o in config["origins"].items() if o != "command line"}
     settings = {k: v for k, v in config["settings"].items() if k not in LENGTH and v != own.get(k)}
     run = config["run"]
-    options = {k: run[k] for k, plain in RUN_OPTIONS.items() if run.get(k, plain) != plain}
+    options = {k: run[k] for k, usual in RUN_OPTIONS.items() if run.get(k, usual) != usual}
     return settings | options
 
 
@@ -272,12 +272,13 @@ def _cut(runs: list[SeedRun]) -> list[SeedRun]:
 
 def _method(run: SeedRun, by: Sequence[str]) -> str:
     """The algorithm and what sets this run apart: `diffcps diffusion_steps=15`."""
-    parts = [f"{name}={_plain(run.settings[name])}" for name in by if name in run.settings]
-    parts += [f"{name}={_plain(value)}" for name, value in sorted(run.changed.items()) if name not in by]
+    parts = [f"{name}={plain(run.settings[name])}" for name in by if name in run.settings]
+    parts += [f"{name}={plain(value)}" for name, value in sorted(run.changed.items()) if name not in by]
     return " ".join([run.algo, *parts])
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting's value as names and tables show it: 1.0 as 1."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
