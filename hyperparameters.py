@@ -41,7 +41,9 @@ __all__ = [
 class Config:
     """What every algorithm reads: the data, the length of a run, evaluation, and the shared optimiser settings."""
 
-    reward_tune: str = "no"  # see utils/dataset.py: no | normalize | iql_locomotion | iql_returns | iql_antmaze | ...
+    reward_tune: str = (
+        "no"  # see utils/data/dataset.py: no | normalize | iql_locomotion | iql_returns | iql_antmaze | ...
+    )
     batch_size: int = 256
     num_epochs: int = 2000
     num_steps_per_epoch: int = 1000
@@ -360,7 +362,7 @@ ANTMAZE = tuple(
 
 ADROIT = ("pen-human-v1", "pen-cloned-v1")
 KITCHEN = ("kitchen-complete-v0", "kitchen-partial-v0", "kitchen-mixed-v0")
-BANDIT = ("bandit-circle-v0", "bandit-gaussians-v0")  # the toy problems of utils/bandit.py
+BANDIT = ("bandit-circle-v0", "bandit-gaussians-v0")  # the toy problems of utils/data/bandit.py
 
 DOMAINS: dict[str, tuple[str, ...]] = {
     "locomotion": LOCOMOTION,

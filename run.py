@@ -17,16 +17,19 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from utils import checkpoint, options, results, sources
-from utils.dataset import Dataset
+from utils import options, sources
+from utils.data.dataset import Dataset
 from utils.errors import UserError
-from utils.evaluation import Evaluator
-from utils.execution import Runner, acting, choose_mode
-from utils.faults import Watch, value_bound
-from utils.locks import RunLock
-from utils.log import Bar, SeedLog
-from utils.memory import keep_freed_memory
+from utils.runs import checkpoint
+from utils.runs.folder import describe_run, prepare_folders
+from utils.runs.locks import RunLock
+from utils.runs.log import Bar, SeedLog
+from utils.runs.summary import save_curve, summary_table
 from utils.seeding import torch_generators
+from utils.training.evaluation import Evaluator
+from utils.training.faults import Watch, value_bound
+from utils.training.memory import keep_freed_memory
+from utils.training.runner import Runner, acting, choose_mode
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,8 +88,8 @@ class Run:
         if not self.watch.running.any():
             print(f"run.py: no seed is left, their numbers are not finite: {self.folders[0].parent}", file=sys.stderr)
             return 1
-        print(results.summary_table(self.folders, behaviour_score))
-        curve = results.save_curve(self.folders, f"{given.algo} on {given.env_name}", behaviour_score)
+        print(summary_table(self.folders, behaviour_score))
+        curve = save_curve(self.folders, f"{given.algo} on {given.env_name}", behaviour_score)
         print(f"results in {self.folders[0].parent}" + (f", learning curve in {curve}" if curve else ""))
         return 0
 
@@ -120,9 +123,9 @@ class Run:
     def open_folders(self, dataset: Dataset) -> None:
         """Write the configuration, and continue from a checkpoint where that was asked for."""
         run = {name: value for name, value in vars(self.options).items() if name not in self.settings}
-        described = results.describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
+        described = describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": self.runner.mode} for seed in self.seeds]
-        states = results.prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
+        states = prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
         if states is not None:
             checkpoint.restore(self.parts, states)
         log = partial(SeedLog, metrics=self.agent.METRICS, step=self.agent.step, settings=described["settings"])

@@ -24,11 +24,11 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.training import PLAIN, synchronize
-from utils.d4rl import task
-from utils.execution import CapturedActions
-from utils.memory import keep_freed_memory
+from utils.data.tasks import task
 from utils.options import resolve_device
 from utils.seeding import torch_generators
+from utils.training.memory import keep_freed_memory
+from utils.training.runner import CapturedActions
 
 BUDGET = 20.0  # seconds of measuring a number; slower calls are repeated less often, once at least
 

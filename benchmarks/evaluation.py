@@ -23,12 +23,12 @@ from agents import AGENTS
 from benchmarks.plain import PlainDiffusionLearner
 from benchmarks.training import seconds
 from utils import environments
-from utils.d4rl import task
-from utils.evaluation import environment_rngs, evaluate
-from utils.execution import MODES, acting, choose_mode
-from utils.memory import keep_freed_memory
+from utils.data.tasks import task
 from utils.options import resolve_device
 from utils.seeding import torch_generators
+from utils.training.evaluation import environment_rngs, evaluate
+from utils.training.memory import keep_freed_memory
+from utils.training.runner import MODES, acting, choose_mode
 
 
 class Cut:

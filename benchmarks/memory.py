@@ -1,4 +1,4 @@
-"""Steps a second with freed memory kept (`utils.memory`) and with the C library's own way, on a CPU.
+"""Steps a second with freed memory kept (`utils.training.memory`) and with the C library's own way, on a CPU.
 
     python -m benchmarks.memory --algos cql qgpo diffcps --seeds 3 --name NAME
 
@@ -23,9 +23,9 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.training import random_dataset, steady_step
-from utils.execution import Runner
-from utils.memory import keep_freed_memory
 from utils.seeding import torch_generators
+from utils.training.memory import keep_freed_memory
+from utils.training.runner import Runner
 
 WAYS = ("default", "kept")
 

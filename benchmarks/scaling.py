@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import training
-from utils.execution import forget_compiled
+from utils.training.runner import forget_compiled
 
 AXES: dict[str, tuple[int, ...]] = {
     "seeds": (1, 2, 4, 8, 16, 32),

@@ -24,12 +24,12 @@ import hyperparameters
 from agents import AGENTS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
 from benchmarks.plain_dtql import PlainDTQL
-from utils.d4rl import task
-from utils.dataset import Dataset
-from utils.execution import MODES, Runner, choose_mode
-from utils.memory import keep_freed_memory
+from utils.data.dataset import Dataset
+from utils.data.tasks import task
 from utils.options import resolve_device
 from utils.seeding import torch_generators
+from utils.training.memory import keep_freed_memory
+from utils.training.runner import MODES, Runner, choose_mode
 
 PLAIN = {
     "diffcps": PlainDiffusionLearner,

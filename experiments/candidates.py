@@ -26,15 +26,17 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from experiments.common import Experiment, command_line, main, settings_of
-from experiments.training import continue_run
-from utils import checkpoint, options, sources
+from experiments.study.study import Experiment, command_line, main, settings_of
+from experiments.study.training import continue_run
+from utils import options, sources
 from utils.errors import UserError
-from utils.evaluation import acting_generators, environment_rngs, evaluate
-from utils.log import EVALUATION_COLUMNS, CsvFile, write_json
 from utils.report.build import Report, make_report, save
 from utils.report.runs import Cell, Labels, plain
 from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
+from utils.runs import checkpoint
+from utils.runs.columns import EVALUATION_COLUMNS
+from utils.runs.log import CsvFile, write_json
+from utils.training.evaluation import acting_generators, environment_rngs, evaluate
 
 CANDIDATES = (1, 10, 50, 200)
 # The values that philippe-eecs/IDQL's launcher tries, and one: the diffusion model itself.

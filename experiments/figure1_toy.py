@@ -2,9 +2,9 @@
 
     python -m experiments.figure1_toy [--quick] [--bandit gaussians] [--steps 20000] [--help]
 
-Every method is one run of run.py on the bandit (utils/bandit.py), five seeds in one process; then each seed's policy,
-as it acts at evaluation, is asked for 1,000 actions. Scores, tables and figures are made of those actions' files. What
-is complete is not run again: the same command continues after Ctrl-C, and redraws when all is there.
+Every method is one run of run.py on the bandit (utils/data/bandit.py), five seeds in one process; then each seed's
+policy, as it acts at evaluation, is asked for 1,000 actions. Scores, tables and figures are made of those actions'
+files. What is complete is not run again: the same command continues after Ctrl-C, and redraws when all is there.
 
 The paper names no steps T for its figures but SfBC's 15; here 5, 10, 15 and 20, its tables' values.
 """
@@ -26,13 +26,15 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from experiments import toy_drawing
-from experiments.toy_exact import chain_actions, solver_actions
-from experiments.toy_scores import COVERED, KERNEL_WIDTH, NEAR, Scorer
-from experiments.training import Training, continue_run, is_complete, seed_list, share_done
-from utils import bandit, checkpoint, options
+from experiments.study.training import Training, continue_run, is_complete, seed_list, share_done
+from experiments.toy import drawing
+from experiments.toy.exact import chain_actions, solver_actions
+from experiments.toy.scores import COVERED, KERNEL_WIDTH, NEAR, Scorer
+from utils import options
+from utils.data import bandit
 from utils.errors import UserError
 from utils.report.tables import Table
+from utils.runs import checkpoint
 from utils.seeding import torch_generators
 from utils.sweep import Job, Resources, run_jobs
 
@@ -165,7 +167,7 @@ def read_actions(path: Path) -> np.ndarray:
 # --- Scores ---------------------------------------------------------------------------------------------
 
 
-DATA = Method(toy_drawing.DATA, None)
+DATA = Method(drawing.DATA, None)
 
 
 def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
@@ -183,7 +185,7 @@ def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
     seeds = seed_list(toy.given.seeds)
     exact = {
         Method(name, T): {seed: draw(toy.task, T, NUMBER, seed) for seed in seeds}
-        for name, draw in ((toy_drawing.CHAIN, chain_actions), (toy_drawing.SOLVER, solver_actions))
+        for name, draw in ((drawing.CHAIN, chain_actions), (drawing.SOLVER, solver_actions))
         for T in toy.given.T
     }
     return {DATA: fresh_data(toy.task, seeds), **exact}
@@ -227,7 +229,7 @@ def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
     names = [name for name in HEADINGS if name in next(iter(scores.values()))]
     names += [name for name in next(iter(scores.values())) if name not in names]
     rows = [
-        [toy_drawing.name(method.algo), str(method.T or "–"), *(_cell(name, values[name]) for name in names)]
+        [drawing.name(method.algo), str(method.T or "–"), *(_cell(name, values[name]) for name in names)]
         for method, values in scores.items()
     ]
     columns = ["method", "T", *(HEADINGS.get(name, f"{name}, %") for name in names)]
@@ -269,11 +271,11 @@ def show(toy: Toy) -> Iterator[Path]:
     name = "toy" if toy.given.bandit == "circle" else f"toy-{toy.given.bandit}"
     write_scores(out / "tables" / f"{name}.csv", scores, seeds)
     yield out / "tables" / f"{name}.csv"
-    drawn = toy_drawing.draw(toy.task, {(m.algo, m.T): s[seeds[0]] for m, s in samples.items()},
+    drawn = drawing.draw(toy.task, {(m.algo, m.T): s[seeds[0]] for m, s in samples.items()},
                              {(m.algo, m.T): values for m, values in scores.items()})  # fmt: skip
     captions = []
     for file, caption, figure in drawn:
-        toy_drawing.save(figure, out / "figures" / "toy" / file)
+        drawing.save(figure, out / "figures" / "toy" / file)
         captions.append(f"**{file}** {caption}")
         yield out / "figures" / "toy" / f"{file}.png"
     del samples[DATA]  # scored, not drawn

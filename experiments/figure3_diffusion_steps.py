@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from experiments.common import Experiment, main
+from experiments.study.study import Experiment, main
 from experiments.table2_diffusion_steps import STEPS
 
 EXPERIMENT = Experiment(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import hyperparameters
-from experiments.common import Experiment, main
+from experiments.study.study import Experiment, main
 
 EXPERIMENT = Experiment(
     folder="table1",

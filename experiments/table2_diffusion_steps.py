@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import hyperparameters
-from experiments.common import Experiment, main
+from experiments.study.study import Experiment, main
 from utils.report.build import Report
 from utils.report.tables import Table, signed
 

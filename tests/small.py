@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils.dataset import Dataset
+from utils.data.dataset import Dataset
 
 DIMS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
 

@@ -21,10 +21,14 @@ from hypothesis import strategies as st
 import hyperparameters
 import run
 from agents import AGENTS
-from benchmarks.soak import tiny
+from benchmarks.soak.soak import tiny
 from tests.small import d4rl_file
-from utils import checkpoint, d4rl, options, results
+from utils import options
+from utils.data import d4rl
 from utils.errors import UserError
+from utils.runs import checkpoint
+from utils.runs.folder import prepare_folders
+from utils.runs.summary import summary_table
 
 fuzz = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -171,7 +175,7 @@ def test_any_configuration_file(copied: Path, data: st.DataObject) -> None:
     config = json.loads(original)
     path.write_bytes(data.draw(damages(original)))
     before = (copied / "seed_0" / "metrics.csv").read_bytes()
-    if one_line(lambda: results.prepare_folders([copied / "seed_0"], [{**config, "seed": 0}], True, False)):
+    if one_line(lambda: prepare_folders([copied / "seed_0"], [{**config, "seed": 0}], True, False)):
         assert json.loads(path.read_text())["settings"] == config["settings"]
     assert (copied / "seed_0" / "metrics.csv").read_bytes() == before
 
@@ -182,7 +186,7 @@ def test_any_csv_file(copied: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["metrics.csv", "evaluations.csv"]))
     path = copied / "seed_0" / name
     path.write_bytes(data.draw(damages((copied / "seed_1" / name).read_bytes())))
-    one_line(lambda: results.summary_table([copied / "seed_0", copied / "seed_1"]))
+    one_line(lambda: summary_table([copied / "seed_0", copied / "seed_1"]))
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "evaluations.csv", "checkpoint.pt"])

@@ -12,10 +12,10 @@ import h5py
 import pytest
 
 import run
-from benchmarks.soak import tiny
+from benchmarks.soak.soak import tiny
+from tests.report.test_report import make_run
 from tests.small import d4rl_file
-from tests.test_report import make_run
-from utils import d4rl
+from utils.data import d4rl
 from utils.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,8 +2,8 @@
 
 It offers the lockstep interface of :mod:`utils.environments`, so ``--backend d4rl`` changes where an episode
 is played and nothing else. It is what the project's own environments are checked against
-(``benchmarks.crosscheck``); they are faster and need none of this. ``utils/install_classic.sh`` builds a
-Python environment that has it all.
+(``benchmarks.fidelity.crosscheck``); they are faster and need none of this. ``install_classic.sh`` builds a Python
+environment that has it all.
 
 gym and d4rl are imported when the first environment is made: this module imports without them.
 """
@@ -26,7 +26,7 @@ from utils.errors import UserError
 __all__ = ["INSTALL_HINT", "ClassicEnvs", "make_lockstep"]
 
 INSTALL_HINT = (
-    "build a Python environment that has it with 'bash utils/install_classic.sh VENV' and run "
+    "build a Python environment that has it with 'bash utils/environments/install_classic.sh VENV' and run "
     "'VENV/bin/python run.py --backend d4rl ...', or leave --backend at its default"
 )
 

@@ -1,6 +1,6 @@
-"""What is in a set of recorded rows, on one screen: `python -m utils.dataset FILE_OR_ID`.
+"""What is in a set of recorded rows, on one screen: `python -m utils.describe FILE_OR_ID`.
 
-It reads rows as they lie in the file and refuses nothing that can be read, so that a set which `utils.d4rl.load`
+It reads rows as they lie in the file and refuses nothing that can be read, so that a set which `utils.data.d4rl.load`
 turns down, for NaN say, can be looked at.
 """
 
@@ -17,7 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils import d4rl
+from utils.data import d4rl, tasks
+from utils.data.rows import ACTION_TOLERANCE, Rows, episode_ends, episode_returns, hdf5_errors, read_rows, timeouts
 from utils.errors import UserError
 
 __all__ = ["guess_env_name", "main", "render", "summarize"]
@@ -31,25 +32,23 @@ _SATURATED = 0.5  # share of actions on the edge of the box that is worth a word
 # --------------------------------------------------------------------------------------------------
 # Facts
 # --------------------------------------------------------------------------------------------------
-def summarize(
-    rows: d4rl.Rows, env_name: str | None = None, score: Callable[[Array], Array] | None = None
-) -> dict[str, Any]:
+def summarize(rows: Rows, env_name: str | None = None, score: Callable[[Array], Array] | None = None) -> dict[str, Any]:
     """Plain numbers about `rows`. A D4RL id gives the time limit and the scores; `score` gives scores elsewhere.
 
     Keys: rows, transitions (of `qlearning_dataset`), episodes, terminals, timeouts (None where the file has no such
     key), returns, normalized_returns, lengths (one number an episode, in order; the last may be unfinished),
     actions and states (min, mean, max a dimension), suspicious (a list of sentences).
     """
-    limit = d4rl.task(env_name).max_episode_steps if env_name else None
+    limit = tasks.task(env_name).max_episode_steps if env_name else None
     if env_name:
-        score = functools.partial(d4rl.normalized_score, env_name)
-    ends = d4rl.episode_ends(rows, limit)
+        score = functools.partial(tasks.normalized_score, env_name)
+    ends = episode_ends(rows, limit)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    returns = d4rl.episode_returns(rows, ends)
+    returns = episode_returns(rows, ends)
     return {
         "env_name": env_name,
         "rows": len(rows.rewards),
-        "transitions": int((~d4rl.timeouts(rows, limit)[:-1]).sum()),
+        "transitions": int((~timeouts(rows, limit)[:-1]).sum()),
         "episodes": len(ends),
         "terminals": int(rows.terminals.sum()),
         "timeouts": None if rows.timeouts is None else int(rows.timeouts.sum()),
@@ -70,7 +69,7 @@ def _ranges(values: Array) -> dict[str, list[float]]:
     }
 
 
-def _suspicious(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array, limit: int | None) -> Iterable[str]:
+def _suspicious(rows: Rows, starts: Array, ends: Array, returns: Array, limit: int | None) -> Iterable[str]:
     """What a careful reader would want to know before training on it."""
     yield from _bad_numbers(rows)
     yield from _odd_actions(rows.actions)
@@ -78,7 +77,7 @@ def _suspicious(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array, lim
         yield "no key 'timeouts': d4rl counts time limits out instead, and not quite right after a terminal"
     elif both := int((rows.terminals & rows.timeouts).sum()):
         yield f"{both} rows are terminal and timeout at once; d4rl drops them, and their terminal with them"
-    if not (rows.terminals[-1] or d4rl.timeouts(rows, limit)[-1]):
+    if not (rows.terminals[-1] or timeouts(rows, limit)[-1]):
         yield "the last episode is unfinished"
     yield from _unlabelled_ends(rows, starts, limit, ends)
     yield from _repetitions(rows, starts, ends, returns)
@@ -86,7 +85,7 @@ def _suspicious(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array, lim
         yield f"every reward is {rows.rewards[0]:.4g}"
 
 
-def _bad_numbers(rows: d4rl.Rows) -> Iterable[str]:
+def _bad_numbers(rows: Rows) -> Iterable[str]:
     for key in ("observations", "actions", "rewards"):
         values = getattr(rows, key).reshape(len(rows.rewards), -1)
         bad = ~np.isfinite(values)
@@ -99,7 +98,7 @@ def _bad_numbers(rows: d4rl.Rows) -> Iterable[str]:
 
 
 def _odd_actions(actions: Array) -> Iterable[str]:
-    outside = np.abs(actions) > 1 + d4rl.ACTION_TOLERANCE
+    outside = np.abs(actions) > 1 + ACTION_TOLERANCE
     if outside.any():
         yield f"actions: {int(outside.any(1).sum())} rows leave the box [-1, 1], up to {np.abs(actions).max():.4g}"
     share = float((np.abs(actions) >= 1 - 1e-6).mean())
@@ -107,7 +106,7 @@ def _odd_actions(actions: Array) -> Iterable[str]:
         yield f"actions: {share:.0%} of the numbers lie on the edge of the box"
 
 
-def _unlabelled_ends(rows: d4rl.Rows, starts: Array, limit: int | None, ends: Array) -> Iterable[str]:
+def _unlabelled_ends(rows: Rows, starts: Array, limit: int | None, ends: Array) -> Iterable[str]:
     """Episodes longer than the time limit, and states that look like a reset where nothing marks an end."""
     if limit is not None and (long := int((ends - starts + 1 > limit).sum())):
         yield f"{long} episodes are longer than the time limit of {limit} steps: ends are not marked"
@@ -122,7 +121,7 @@ def _unlabelled_ends(rows: d4rl.Rows, starts: Array, limit: int | None, ends: Ar
         yield f"{count} rows look like a reset, the first is row {jumps.argmax() + 1}, but no end is marked before"
 
 
-def _repetitions(rows: d4rl.Rows, starts: Array, ends: Array, returns: Array) -> Iterable[str]:
+def _repetitions(rows: Rows, starts: Array, ends: Array, returns: Array) -> Iterable[str]:
     same = (rows.observations[1:] == rows.observations[:-1]).all(1)
     same[ends[:-1]] = False
     if count := int(same.sum()):
@@ -141,13 +140,13 @@ def _listed(numbers: Array) -> str:
 # --------------------------------------------------------------------------------------------------
 def render(summary: dict[str, Any], title: Sequence[str] = ()) -> str:
     """`summarize`'s numbers as text, at most 100 columns wide."""
-    timeouts = "no such key" if summary["timeouts"] is None else f"{summary['timeouts']:,}"
+    marked = "no such key" if summary["timeouts"] is None else f"{summary['timeouts']:,}"
     scores = summary["normalized_returns"]
     lines = [
         *title,
         "",
         f"rows {summary['rows']:,}   transitions {summary['transitions']:,}   episodes {summary['episodes']:,}"
-        f"   terminals {summary['terminals']:,}   timeouts {timeouts}",
+        f"   terminals {summary['terminals']:,}   timeouts {marked}",
         "",
         f"{'an episode':<20}" + "".join(f"{name:>11}" for name in ("mean", "std", "min", "median", "max")),
         _spread("return", summary["returns"]),
@@ -199,21 +198,21 @@ def _grid(name: str, ranges: dict[str, list[float]]) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------------
 def guess_env_name(path: Path) -> str | None:
     """The D4RL id whose file name, or whose own name, the file's name begins with."""
-    for task in d4rl.TASKS.values():
+    for task in tasks.TASKS.values():
         if path.name == task.file_name:
             return task.env_name
     stem = path.stem.replace("_", "-")
-    for env_name in sorted(d4rl.ids(), key=lambda name: (-len(name), name)):
+    for env_name in sorted(tasks.ids(), key=lambda name: (-len(name), name)):
         if stem == env_name or stem.startswith((f"{env_name}-", f"{env_name}.")):
             return env_name
-    short = {name.rsplit("-", 1)[0]: name for name in reversed(d4rl.ids())}
+    short = {name.rsplit("-", 1)[0]: name for name in reversed(tasks.ids())}
     matches = [name for name in short if stem == name or stem.startswith(f"{name}-")]
     return short[max(matches, key=len)] if matches else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 after one line for what cannot be described."""
-    parser = argparse.ArgumentParser(prog="python -m utils.dataset", description="Describe a dataset in one screen.")
+    parser = argparse.ArgumentParser(prog="python -m utils.describe", description="Describe a dataset in one screen.")
     parser.add_argument("set", metavar="FILE_OR_ID", help="a D4RL-format file, a D4RL id, local:ID or minari:ID")
     parser.add_argument("--env_name", help="the task by whose scores a FILE is normalised (default: by its name)")
     parser.add_argument("--local_size", type=int, default=100_000, help="transitions of local:ID (%(default)s)")
@@ -232,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _describe_minari(source: str) -> tuple[list[str], dict[str, Any]]:
-    from utils import minari
+    from utils.data import minari
 
     known = minari.reference_scores(source)
     title = [f"{source}   " + ("scored by its own reference scores" if known else "no reference scores")]
@@ -243,8 +242,8 @@ def _describe_minari(source: str) -> tuple[list[str], dict[str, Any]]:
 def _describe_file(given: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """The lines that say which file it is, and its numbers."""
     path, env_name = _find(given)
-    task = d4rl.TASKS.get(env_name)
-    rows = d4rl.read_rows(path, task and task.state_dim, task and task.action_dim)
+    task = tasks.TASKS.get(env_name)
+    rows = read_rows(path, task and task.state_dim, task and task.action_dim)
     scored = f"scored as {env_name}" if env_name else "no reference scores (--env_name names the task)"
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     title = [f"{path}   {size}   SHA-256 {d4rl.file_sha256(path)[:12]}…   {scored}", *_notes(path)]
@@ -254,22 +253,26 @@ def _describe_file(given: argparse.Namespace) -> tuple[list[str], dict[str, Any]
 def _find(given: argparse.Namespace) -> tuple[Path, str | None]:
     """The file that is meant, collected or downloaded where need be, and the id that scores it."""
     if given.set.startswith("local:"):
-        from utils import local
+        from utils.behaviour import local
 
         env_name = given.set.removeprefix("local:")
         return Path(local.load(env_name, size=given.local_size).info["path"]), env_name
-    if given.set in d4rl.TASKS:
+    if given.set in tasks.TASKS:
         path = d4rl.cached_file(given.set)
         return path if path.exists() else Path(d4rl.load(given.set).info["path"]), given.set
     path = Path(given.set).expanduser()
     if not path.exists():
-        raise UserError(f"{given.set!r} is neither a file nor a D4RL id; ids: {', '.join(d4rl.ids())}")
-    return path, d4rl.task(given.env_name).env_name if given.env_name else guess_env_name(path)
+        raise UserError(f"{given.set!r} is neither a file nor a D4RL id; ids: {', '.join(tasks.ids())}")
+    return path, tasks.task(given.env_name).env_name if given.env_name else guess_env_name(path)
 
 
 def _notes(path: Path) -> Iterable[str]:
     """What the file says of itself: rebuilt and local sets do, and must not be taken for official ones."""
-    with d4rl.hdf5_errors(path), h5py.File(path, "r") as file:
+    with hdf5_errors(path), h5py.File(path, "r") as file:
         note = file.attrs.get("description")
     if isinstance(note, str):
         yield note.strip('"')
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

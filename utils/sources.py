@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import hyperparameters
-from utils import bandit, d4rl
-from utils.dataset import Dataset
+from utils.data import bandit, d4rl, tasks
+from utils.data.dataset import Dataset
 from utils.errors import UserError
 
 __all__ = ["load", "make_environments", "normalized_score"]
@@ -23,11 +23,11 @@ def load(given: argparse.Namespace) -> Dataset:
     if _is_bandit(given):
         return bandit.load(given.env_name)
     if given.dataset == "local":
-        from utils import local
+        from utils.behaviour import local
 
         return local.load(given.env_name, size=given.local_size, progress=not given.quiet)
     if _is_minari(given):
-        from utils import minari
+        from utils.data import minari
 
         return minari.load(given.dataset)
     return d4rl.load(given.env_name, path=given.dataset)
@@ -41,7 +41,7 @@ def make_environments(given: argparse.Namespace, number: int) -> Any | None:
     if _is_bandit(given):
         return bandit.make_lockstep(given.env_name, number)
     if _is_minari(given):
-        from utils import minari
+        from utils.data import minari
 
         return minari.make_lockstep(given.dataset, number)
     if given.backend == "d4rl":
@@ -66,10 +66,10 @@ def normalized_score(given: argparse.Namespace, returns: np.ndarray) -> np.ndarr
     if _is_bandit(given):
         return bandit.normalized_score(given.env_name, returns)
     if _is_minari(given):
-        from utils import minari
+        from utils.data import minari
 
         return np.asarray(minari.normalized_score(given.dataset, returns))
-    return np.asarray(d4rl.normalized_score(given.env_name, returns))
+    return np.asarray(tasks.normalized_score(given.env_name, returns))
 
 
 def _is_minari(given: argparse.Namespace) -> bool:

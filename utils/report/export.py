@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.log import write_json
 from utils.report.runs import SeedRun
+from utils.runs.log import write_json
 
 __all__ = ["export"]
 

@@ -15,8 +15,8 @@ import numpy as np
 
 import hyperparameters
 from utils.errors import UserError
-from utils.faults import RUNAWAY, STOPPED
-from utils.results import read_events
+from utils.runs.columns import RUNAWAY, STOPPED
+from utils.runs.reading import read_events
 
 __all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "plain", "read_run"]
 
@@ -75,7 +75,7 @@ class SeedRun:
     """What one seed left.
 
     steps [E] of the evaluations; episodes: normalised scores in percent, an array an evaluation; metrics: columns of
-    `metrics.csv` (`step` among them), NaN where empty; events: what happened at which step (`utils.faults`); changed:
+    `metrics.csv` (`step` among them), NaN where empty; events: what happened at which step (`faults`); changed:
     settings other than the task's own, without those of `LENGTH`; total_steps: what the run was asked for.
     """
 

@@ -1,0 +1,269 @@
+"""What every experiment shares: which runs it has, `plan`, `run` and `show`.
+
+    python -m experiments.table1 plan --dataset local --scale 0.01
+    python -m experiments.table1 run  --dataset local --scale 0.01
+    python -m experiments.table1 show --dataset local --scale 0.01 --html report.html
+
+The three take the same options, so that they speak of the same runs. Runs lie in
+DIR/<experiment>/<data>/<variant>/<algo>/<env_name>/seed_<k>; run.py makes everything below <variant>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import hyperparameters
+from agents import AGENTS
+from experiments.study.data import data_name, missing_data, prepare_data
+from experiments.study.speed import Speeds
+from experiments.study.training import Training, continue_run, is_complete, scaled, seed_list, share_done
+from utils import options
+from utils.errors import UserError
+from utils.options import Parser
+from utils.report.build import SELECTIONS, Report, make_report, save
+from utils.report.runs import Labels
+from utils.report.tables import Choice, Table
+from utils.runs.log import write_json
+from utils.sweep import Function, Job, Outcome, Resources, available, run_jobs
+
+__all__ = ["Experiment", "build_parser", "command_line", "main", "settings_of"]
+
+DURATIONS = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An artefact: a grid of runs, and what is shown of them beside the usual report.
+
+    folder: where its runs lie; two artefacts with one folder share their runs. grid: values of the settings that are
+    compared. job: the function that runs one command line, run.py's by default. extra: tables of its own, made of
+    the report and the origin of its data. by: settings that tell its methods apart. evaluated: the folders with the
+    evaluations that are shown, for a trained seed's folder: that folder by default.
+    """
+
+    folder: str
+    about: str
+    tasks: Sequence[str]
+    seeds: str
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    algos: Sequence[str] = ("diffcps",)
+    job: Function | None = None
+    extra: Callable[[Report, str], Sequence[Table]] | None = None
+    by: Sequence[str] = ()
+    evaluated: Callable[[Path], Sequence[Path]] = lambda trained: [trained]
+
+    def trainings(self, given: argparse.Namespace) -> list[Training]:
+        """All runs that the options ask for."""
+        names = list(self.grid)
+        variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        seeds = tuple(seed_list(given.seeds))
+        groups = [(seed,) for seed in seeds] if given.split_seeds else [seeds]
+        return [
+            Training(algo, task, group, variant, scaled(algo, task, given.scale))
+            for algo in given.algos
+            for task in given.tasks
+            for variant in variants
+            for group in groups
+        ]
+
+
+# --- plan, run, show ------------------------------------------------------------------------------------
+
+
+class Study:
+    """An experiment with the options of one command line."""
+
+    def __init__(self, experiment: Experiment, given: argparse.Namespace) -> None:
+        self.experiment, self.given = experiment, given
+        self.base = Path(given.dir).resolve() / experiment.folder / data_name(given)
+        try:
+            self.trainings = experiment.trainings(given)
+            for training in self.trainings:
+                # An unknown task or setting, or nothing to evaluate, is said before anything starts.
+                _ = training.config, [experiment.evaluated(folder) for folder in training.folders(self.base)]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def done(self, training: Training) -> float:
+        """Share of a training's gradient steps that is done; below 1 while an evaluation is missing."""
+        trained = training.folders(self.base)
+        share = statistics.mean(share_done(folder, training.steps) for folder in trained)
+        if share < 1 or all(is_complete(f, training.steps) for t in trained for f in self.experiment.evaluated(t)):
+            return share
+        return 0.99
+
+    def plan(self) -> None:
+        """List the runs, what is done, and the time that is left at measured speeds."""
+        missing = missing_data(self.given, [training.env_name for training in self.trainings])
+        speeds = Speeds(Path(self.given.dir), self.given.device, self.given.measure)
+        took, rows = self.durations(), []
+        left, unknown, trained, spent = 0.0, 0, 0.0, 0.0  # hours; the last two of the runs that are done
+        for training in self.trainings:
+            share, hours = self.done(training), None
+            rate, source = speeds.get(training.algo, training.env_name, training.config, len(training.seeds))
+            if rate is not None:
+                hours = training.steps / rate / 3600
+            if share == 1 and hours is not None and training.name in took:
+                trained, spent = trained + hours, spent + took[training.name] / 3600
+            state = "no data" if training.env_name in missing else "done" if share == 1 else f"{100 * share:.0f} %"
+            is_open = state not in ("no data", "done")
+            unknown += is_open and hours is None
+            left += (1 - share) * hours if is_open and hours is not None else 0.0
+            rows.append([training.name, f"{training.steps:,}", state, f"{rate:.0f}" if rate else "?",
+                         f"{hours:.2f}" if hours is not None else "?", source])  # fmt: skip
+        print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
+        for reason in missing.values():
+            print(f"left out: {reason}")
+        known = " for the runs of known speed" if unknown else ""
+        print(f"{len(rows)} runs, {left:.2f} hours of training left{known}, one run after the other")
+        if unknown:
+            print(f"{unknown} runs of unknown speed: --measure times some steps of each kind")
+        if trained:
+            factor = spent / trained
+            print(f"with start and evaluations the runs that are done took {factor:.1f} times their training: about "
+                  f"{factor * left:.2f} hours left")  # fmt: skip
+        print(f"results in {self.base}")
+
+    def durations(self) -> dict[str, float]:
+        """Seconds that each run has taken so far, all sweeps together."""
+        path = self.base / "logs" / DURATIONS
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self) -> int:
+        """Train what is not complete; 0 if all of it is then."""
+        ray = available(self.given.ray)  # said before any set is collected
+        open_trainings = [training for training in self.trainings if self.done(training) < 1]
+        missing = prepare_data(self.given, [training.env_name for training in open_trainings])
+        for reason in missing.values():
+            print(f"left out: {reason}", file=sys.stderr)
+        trainings = {t.name: t for t in self.trainings if t.env_name not in missing}
+        logs = self.base / "logs"
+        jobs = [
+            Job(name, training.command(self.base, self.given), logs / f"{name.replace('/', '.')}.txt")
+            for name, training in trainings.items()
+        ]
+        given = self.given
+        resources = Resources(given.cpus_per_run, gpus_per_run(given), given.workers)
+        outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(trainings[job.name]),
+                            ray, resources, given.retries)  # fmt: skip
+        took = self.durations()
+        took |= {name: took.get(name, 0.0) + outcome.seconds for name, outcome in outcomes.items() if outcome.attempts}
+        logs.mkdir(parents=True, exist_ok=True)
+        write_json(logs / DURATIONS, took)
+        return self.summarise(outcomes)
+
+    def summarise(self, outcomes: Mapping[str, Outcome]) -> int:
+        """A line for the whole, and the exit code: 130 when stopped, 1 when something failed."""
+        states = [outcome.state for outcome in outcomes.values()]
+        print(f"{states.count('done')} of {len(states)} runs done, {states.count('failed')} failed, "
+              f"{states.count('stopped')} to be continued; results in {self.base}")  # fmt: skip
+        return 130 if "stopped" in states else int("failed" in states)
+
+    def show(self) -> None:
+        """Tables on the screen, files where asked for."""
+        given = self.given
+        choice = Choice(SELECTIONS[given.model_selection])
+        trained = [folder for training in self.trainings for folder in training.folders(self.base)]
+        folders = [folder for one in trained for folder in self.experiment.evaluated(one) if folder.is_dir()]
+        if not folders:
+            raise UserError(f"nothing was run yet in {self.base}; begin with: run")
+        by = settings_of(self.experiment.by, given.algos)
+        report = make_report(folders, Labels.parse(given.label), choice, by, given.partial, self.experiment.extra)
+        for line in report.warnings:
+            print(f"note: {line}", file=sys.stderr)
+        done = save(report, given.out, given.html, title=self.experiment.about)
+        for label in report.labels:
+            print("\n".join(table.markdown() for table in report.tables(label)))
+        print("\n".join(done))
+
+
+def settings_of(names: Sequence[str], algos: Iterable[str]) -> list[str]:
+    """Those of the settings that some of the algorithms have."""
+    configs = [hyperparameters.CONFIGS[algo] for algo in algos]
+    return [name for name in names if any(name in {f.name for f in fields(config)} for config in configs)]
+
+
+def gpus_per_run(given: argparse.Namespace) -> float:
+    """The share of a GPU that one run takes on Ray: what was asked for, else one where runs use CUDA."""
+    if given.gpus_per_run is not None:
+        return given.gpus_per_run
+    return float(given.device != "cpu" and options.resolve_device("auto").type == "cuda")
+
+
+def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (columns, *rows))
+
+
+# --- Command line ---------------------------------------------------------------------------------------
+
+
+def build_parser(experiment: Experiment, name: str) -> Parser:
+    """The options of an experiment."""
+    parser = Parser(prog=f"python -m experiments.{name}", description=experiment.about, allow_abbrev=False)
+    parser.add_argument("action", choices=("plan", "run", "show"), help="list the runs, train them, or show them")
+    which = parser.add_argument_group("which runs").add_argument
+    which("--dataset", default="d4rl", help="d4rl, local, or a folder of HDF5 files (default: %(default)s)")
+    which("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
+    which("--scale", type=float, default=1.0, help="share of the gradient steps: 0.01 is a rehearsal of everything")
+    which("--seeds", default=experiment.seeds, help="0-4 or 0,3,7 (default: %(default)s)")
+    which("--algos", nargs="+", default=list(experiment.algos), choices=list(AGENTS), metavar="ALGO",
+          help=f"of {', '.join(AGENTS)} (default: {' '.join(experiment.algos)})")  # fmt: skip
+    which("--tasks", nargs="+", default=list(experiment.tasks), metavar="TASK", help="(default: the artefact's)")
+    which("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
+    how = parser.add_argument_group("how to run them").add_argument
+    how("--device", default="auto", help="as for run.py (default: %(default)s)")
+    how("--execution", default="auto", help="as for run.py (default: %(default)s)")
+    how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
+    how("--threads", type=int, help="CPU threads of a run")
+    how("--split_seeds", action="store_true", help="a run a seed, instead of all seeds in one process")
+    how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: without Ray)")
+    how("--workers", type=int, default=0,
+        help="runs at once on this machine (default: one; with --ray local as many as the CPUs hold)")  # fmt: skip
+    how("--cpus_per_run", type=float, default=1.0, help="with --ray (default: %(default)s)")
+    how(
+        "--gpus_per_run", type=float, help="with --ray: 0.25 lets four runs share a GPU (default: 1 where runs use one)"
+    )
+    how("--retries", type=int, default=2, help="new attempts for a run that died (default: %(default)s)")
+    how("--measure", action="store_true", help="plan: time runs whose speed is unknown, on this machine")
+    shown = parser.add_argument_group("how to show them").add_argument
+    shown("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for python -m utils.report")
+    shown("--model_selection", choices=SELECTIONS, default="none", help="as for python -m utils.report")
+    shown("--partial", action="store_true", help="include unfinished runs")
+    shown("--out", type=Path, metavar="DIR", help="write DIR/tables and DIR/figures")
+    shown("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    return parser
+
+
+def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
+    """Run a command line; 2 for what the user can mend."""
+
+    def act() -> int:
+        study = Study(experiment, build_parser(experiment, name).parse_args(argv))
+        return getattr(study, study.given.action)() or 0
+
+    return command_line(name, act)
+
+
+def command_line(name: str, act: Callable[[], int]) -> int:
+    """The exit code of `act`; 2, with one line, for what the user can mend."""
+    options.show_warnings_as_lines()
+    try:
+        code = act()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"experiments.{name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # a pager or `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

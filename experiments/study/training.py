@@ -1,0 +1,143 @@
+"""One run of an experiment: its command line, how far it is, and how it is begun or continued."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hyperparameters
+import run
+from agents import AGENTS
+from experiments.study.data import data_flags
+from utils import options
+from utils.errors import UserError
+from utils.report.runs import Labels, SeedRun, read_run
+from utils.runs import checkpoint
+
+__all__ = ["Training", "continue_run", "is_complete", "scaled", "seed_list", "share_done"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One call of run.py: all seeds of an algorithm on a task under the same settings."""
+
+    algo: str
+    env_name: str
+    seeds: tuple[int, ...]
+    overrides: Mapping[str, Any]  # what sets the variant apart
+    length: Mapping[str, Any]  # a rehearsal's shorter run; empty for the task's own length
+
+    @property
+    def variant(self) -> str:
+        """The folder's name: what was changed, or "own" for the task's own settings."""
+        return ",".join(f"{name}={value}" for name, value in self.overrides.items()) or "own"
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/{self.algo}/{self.env_name}/seeds_{','.join(map(str, self.seeds))}"
+
+    @property
+    def config(self) -> Any:
+        return hyperparameters.get(self.algo, self.env_name, **self.overrides, **self.length)
+
+    @property
+    def steps(self) -> int:
+        return self.config.num_epochs * self.config.num_steps_per_epoch
+
+    def folders(self, base: Path) -> list[Path]:
+        """The seeds' folders."""
+        return [base / self.variant / self.algo / self.env_name / f"seed_{seed}" for seed in self.seeds]
+
+    def command(self, base: Path, given: argparse.Namespace) -> tuple[str, ...]:
+        """The arguments of run.py."""
+        words = ["--algo", self.algo, "--env_name", self.env_name, "--dir", str(base / self.variant), "--quiet"]
+        words += ["--seeds", ",".join(map(str, self.seeds)), "--device", given.device, "--execution", given.execution]
+        words += ["--eval_seeds", given.eval_seeds, *data_flags(given, self.env_name)]
+        if given.threads:
+            words += ["--threads", str(given.threads)]
+        for name, value in {**self.overrides, **self.length}.items():
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        return tuple(words)
+
+
+def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
+    """Settings of a run of `scale` times the gradient steps: ten evaluations of `scale` times the episodes (at least
+    two), so that a rehearsal goes through everything. {} for scale 1. Raises UserError outside (0, 1]."""
+    if not 0 < scale <= 1:
+        raise UserError(f"--scale must lie above 0 and at most at 1, not {scale}")
+    if scale == 1:
+        return {}
+    own = hyperparameters.get(algo, env_name)
+    steps = own.num_epochs * own.num_steps_per_epoch * scale
+    epochs = 10 * max(1, round(steps / own.num_steps_per_epoch / 10))
+    shorter = {
+        "num_epochs": epochs,
+        "num_steps_per_epoch": max(1, min(own.num_steps_per_epoch, round(steps / epochs))),
+        "eval_interval": epochs // 10,
+        "eval_episodes": max(2, round(own.eval_episodes * scale)),
+    }
+    if hasattr(own, "pretrain_epochs"):
+        shorter["pretrain_epochs"] = max(1, round(own.pretrain_epochs * scale))
+    for name in ("warmup_steps", "bc_steps"):  # phases at the start of a run
+        if hasattr(own, name):
+            shorter[name] = round(getattr(own, name) * scale)
+    return shorter
+
+
+def seed_list(text: str) -> list[int]:
+    """`0-4` or `0,3,7`. Raises UserError for anything else."""
+    return options.parse_seeds(argparse.Namespace(seeds=text, seed=0))
+
+
+def continue_run(command: Sequence[str]) -> int:
+    """run.py with these arguments, from wherever earlier attempts left each seed; its exit code.
+
+    Seeds that have a step in common go on together. Where earlier attempts had other seeds together, each group of
+    seeds at one step goes on by itself, and those without a checkpoint start anew.
+    """
+    given = options.parse(command, AGENTS)
+    config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))
+    total = config.num_epochs * config.num_steps_per_epoch
+    folders = {s: Path(given.dir) / given.algo / given.env_name / f"seed_{s}" for s in options.parse_seeds(given)}
+    unfinished = [seed for seed, folder in folders.items() if not is_complete(folder, total)]
+    if not unfinished:
+        return 0
+    saved = {seed: checkpoint.saved_steps(folder) for seed, folder in folders.items()}
+    if set.intersection(*saved.values()):
+        return run.main([*command, "--resume"])
+    groups: dict[int | None, list[int]] = {}
+    for seed in unfinished:
+        groups.setdefault(max(saved[seed], default=None), []).append(seed)
+    for step, seeds in groups.items():
+        how = "--overwrite" if step is None else "--resume"
+        if code := run.main([*command, "--seeds", ",".join(map(str, seeds)), how]):
+            return code
+    return 0
+
+
+def is_complete(folder: Path, total: int) -> bool:
+    """Whether the last evaluation was made, or none is to come because the seed's numbers were no longer finite."""
+    found = _read(folder)
+    return found is not None and (found.stopped or (found.complete and found.total_steps >= total))
+
+
+def share_done(folder: Path, total: int) -> float:
+    """Share of a seed's steps that its metrics show, 1 only with the last evaluation."""
+    if is_complete(folder, total):
+        return 1.0
+    found = _read(folder)
+    steps = found.metrics.get("step", ()) if found is not None else ()
+    return min(0.99, max(0.0, float(steps[-1])) / total) if len(steps) else 0.0
+
+
+def _read(folder: Path) -> SeedRun | None:
+    """A seed's run; None where there is none, or none that can be read at this moment."""
+    if not (folder / "config.json").exists() or not (folder / "evaluations.csv").exists():
+        return None
+    try:
+        return read_run(folder, Labels())
+    except UserError:  # a row is being written, or was when the run was killed: run.py cuts it off when it continues
+        return None

@@ -1,0 +1,452 @@
+"""Reports from synthetic runs: every protocol by hand, rliable's statistics in closed form, origins kept apart."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import hyperparameters
+from utils.errors import UserError
+from utils.report import figures, protocols
+from utils.report.__main__ import main
+from utils.report.export import portable
+from utils.report.runs import Labels, find_runs, group, read_run
+from utils.report.statistics import bootstrap_interval, interquartile_mean, performance_profile, resample
+from utils.report.tables import Choice, Published, make_rows
+from utils.runs.folder import describe_run, prepare_folders
+from utils.runs.log import SeedLog
+
+BROWSER_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--virtual-time-budget=3000",
+)  # fmt: skip
+METRICS = {"diffcps": ("kl_loss", "lambda"), "diffusion_ql": ("bc_loss",), "dtql": ("bc_loss",)}
+
+
+def make_run(
+    base: Path,
+    scores: Sequence[float],
+    losses: Sequence[float] | None = None,
+    algo: str = "diffcps",
+    env_name: str = "hopper-medium-v2",
+    seed: int = 0,
+    dataset: dict[str, Any] | None = None,
+    planned: int | None = None,
+    run_options: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """A run's folder as run.py leaves it: an evaluation of two episodes (score - 1, score + 1) every second epoch of
+    10 steps, and `losses[i]` as the mean of the two epochs before evaluation i."""
+    overrides = {"num_epochs": planned or 2 * len(scores), "num_steps_per_epoch": 10, "eval_interval": 2,
+                 "eval_episodes": 2} | overrides  # fmt: skip
+    settings = hyperparameters.explain(algo, env_name, overrides)
+    options = {"algo": algo, "env_name": env_name, "dir": str(base), "dataset": None, **(run_options or {})}
+    config = describe_run(settings, options, torch.device("cpu"), dataset or {"source": "d4rl", "rows": 9})
+    folder = base / algo / env_name / f"seed_{seed}"
+    prepare_folders([folder], [{**config, "seed": seed, "execution": "eager"}], False, False)
+    log = SeedLog(folder, METRICS[algo], 0, {})
+    for i, score in enumerate(scores):
+        loss = 0.1 if losses is None else losses[i]
+        for half, part in enumerate((loss - 0.01, loss + 0.01)):
+            values = dict.fromkeys(METRICS[algo], 1.0) | {METRICS[algo][0]: part}
+            log.metrics(20 * i + 10 * (half + 1), values, 100.0)
+        log.evaluation(20 * (i + 1), (0.0, 0.0), (score - 1, score + 1), (5, 5), (False, False))
+    log.close()
+    return folder
+
+
+def file_data(path: str, **more: Any) -> dict[str, Any]:
+    return {"source": path, "path": path, "sha256": "ab" * 32, "rows": 9, **more}
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def scores(path: Path) -> dict[tuple[str, str, str, str], dict[str, str]]:
+    with open(path / "tables" / "scores.csv", newline="") as file:
+        return {(r["data"], r["task"], r["method"], r["protocol"]): r for r in csv.DictReader(file)}
+
+
+# --- Protocols ------------------------------------------------------------------------------------------
+
+
+def test_every_protocol_by_hand(tmp_path):
+    values = [10.0, 60.0, 30.0, 40.0, 20.0, 50.0]
+    run = read_run(make_run(tmp_path, values, [0.5, 0.6, 0.2, 0.4, 0.3, 0.9]), Labels())
+    assert protocols.score(run, "last") == pytest.approx(50)
+    assert protocols.score(run, "last5") == pytest.approx(40)
+    assert protocols.score(run, "last10") is None  # only six evaluations were made
+    assert protocols.score(run, "best") == pytest.approx(60)
+    assert protocols.evaluation_losses(run) == pytest.approx([0.5, 0.6, 0.2, 0.4, 0.3, 0.9])
+    assert protocols.score(run, "offline") == pytest.approx(30)  # the least loss: 0.2
+    assert protocols.score(run, "offline", top_k=1) == pytest.approx(20)  # the second least: 0.3
+    with pytest.raises(ValueError, match="last5"):
+        protocols.score(run, "median")
+
+
+def test_offline_selection_takes_the_runs_own_rank(tmp_path):
+    # Diffusion-QL's settings say rank 2 for hopper-medium-v2, rank 1 for walker2d-medium-v2.
+    losses = [0.5, 0.3, 0.4]
+    for env_name, expected in (("hopper-medium-v2", 1.0), ("walker2d-medium-v2", 3.0)):
+        run = read_run(make_run(tmp_path, [1.0, 2.0, 3.0], losses, "diffusion_ql", env_name), Labels())
+        assert protocols.score(run, "offline") == pytest.approx(expected)
+
+
+def test_the_published_index_is_another_evaluation():
+    losses = np.array([0.4, 0.1, 0.3, 0.2])
+    for k, right in enumerate([1, 3, 2, 0]):
+        assert protocols.offline_index(losses, k) == right
+        where = np.argsort(losses) == k  # the published rule, as it stands in the code
+        assert protocols.offline_index(losses, k, "published") == np.flatnonzero(where)[0]
+    assert protocols.offline_index(losses, 0, "published") == 3
+    assert protocols.offline_index(losses, 99) == 0  # cut to the last rank
+
+
+def test_losses_of_the_pretraining_do_not_count(tmp_path):
+    folder = make_run(tmp_path, [1.0, 2.0], [0.5, 0.4], "dtql", env_name="walker2d-medium-v2")
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1", *lines[1:]]) + "\n")
+    run = read_run(folder, Labels())
+    assert protocols.evaluation_losses(run) == pytest.approx([0.5, 0.4])
+
+
+# --- Statistics -----------------------------------------------------------------------------------------
+
+
+def test_iqm_is_the_mean_of_the_middle_half_of_all_runs():
+    # 8 runs of two tasks: the two lowest and the two highest fall away, whatever task they are of.
+    assert interquartile_mean([np.array([0.0, 1, 2, 3]), np.array([10.0, 20, 30, 40])]) == pytest.approx(8.75)
+    assert interquartile_mean([np.array([1.0, 5, 9])]) == pytest.approx(5)  # a quarter of three runs is none
+    assert interquartile_mean([np.array([0.0, 4, 5, 6, 100])]) == pytest.approx(5)
+
+
+def test_bootstrap_interval_in_closed_form():
+    # Two runs, 0 and 1: the mean of a draw is 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
+    mean = lambda drawn: drawn[0].mean(axis=-1)  # noqa: E731
+    rng = np.random.default_rng(0)
+    assert bootstrap_interval([np.array([0.0, 1.0])], mean, rng) == (0, 1)
+    assert bootstrap_interval([np.array([0.0, 1.0])], mean, rng, level=0.4) == (0.5, 0.5)
+    assert bootstrap_interval([np.array([1.0])], mean, rng) is None
+
+
+def test_bootstrap_is_stratified():
+    # Runs within a task agree, so draws that keep to their tasks cannot differ; draws across tasks would.
+    tasks = [np.zeros(5), np.ones(5)]
+    assert bootstrap_interval(tasks, interquartile_mean, np.random.default_rng(0)) == (0.5, 0.5)
+    drawn = resample([np.arange(3.0), np.arange(10.0, 14)], np.random.default_rng(0), 50)
+    assert [part.shape for part in drawn] == [(50, 3), (50, 4)]
+    assert set(drawn[0].ravel()) == {0, 1, 2} and set(drawn[1].ravel()) == {10, 11, 12, 13}
+
+
+def test_bootstrap_agrees_with_scipys():
+    rng = np.random.default_rng(3)
+    tasks = [rng.normal(50, 10, 6), rng.normal(80, 4, 5)]
+    ours = bootstrap_interval(tasks, interquartile_mean, np.random.default_rng(0), draws=20_000)
+    theirs = stats.bootstrap(
+        tasks, lambda *drawn, axis: stats.trim_mean(np.concatenate(drawn, axis=axis), 0.25, axis=axis),
+        method="percentile", n_resamples=20_000, vectorized=True, paired=False,
+    ).confidence_interval  # fmt: skip
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.5)
+
+
+def test_performance_profile():
+    tasks = [np.array([10.0, 30.0]), np.array([20.0])]
+    assert performance_profile(tasks, np.array([0.0, 10, 15, 25, 30])) == pytest.approx([1, 0.75, 0.75, 0.25, 0])
+
+
+# --- Tables ---------------------------------------------------------------------------------------------
+
+
+def test_scores_beside_the_papers(tmp_path, capsys):
+    for seed, last in enumerate((80.0, 90.0, 100.0)):
+        make_run(tmp_path / "a", [95.0, last], seed=seed)
+    text = report(capsys, tmp_path / "a", "--out", tmp_path / "out")
+    found = scores(tmp_path / "out")
+    last = found["official D4RL", "hopper-medium-v2", "diffcps", "last"]
+    assert float(last["mean"]) == pytest.approx(90)
+    assert float(last["deviation"]) == pytest.approx(np.std([80, 90, 100]))
+    assert float(last["difference"]) == pytest.approx(90 - 100.1)
+    assert float(found["official D4RL", "hopper-medium-v2", "diffcps", "best"]["mean"]) == pytest.approx(290 / 3)
+    assert "| hopper-medium-v2 | diffcps | 40 of 2,000,000 | 0-2 | 90.0 ± 8.2 |" in text
+    assert "| 100.1 ± 3.5 | −10.1 | −3.4 |" in text
+    assert "chosen on the test episodes" in text
+    latex = (tmp_path / "out" / "tables" / "official-d4rl.tex").read_text()
+    assert r"90.0 $\pm$ 8.2" in latex and r"best $\dagger$" in latex
+
+
+def test_corls_scores_stand_beside_the_same_algorithms(tmp_path):
+    """The figures are those of CORL's README, on the official data; AntMaze there is v2."""
+    published = Published()
+    assert published.corl("hopper-medium-v2", "iql") == {"last": (67.53, 3.78), "best": (80.46, 3.09)}
+    assert published.corl("antmaze-umaze-v0", "iql") == {} and published.corl("hopper-medium-v2", "diffcps") == {}
+    assert published.get("halfcheetah-medium-expert-v2", "idql") == (95.9, None)  # printed as IDQL-A
+
+
+def test_methods_of_different_own_lengths_share_a_row(tmp_path, capsys):
+    make_run(tmp_path, [50.0])
+    make_run(tmp_path, [60.0], algo="dtql", pretrain_epochs=1)  # a rehearsal's shorter pretraining: no other method
+    text = report(capsys, tmp_path)
+    assert "| hopper-medium-v2 | 20 | 50.0 | 60.0 | 100.1 ± 3.5 |" in text
+    assert "| hopper-medium-v2 | dtql | 20 of 1,000,000 |" in text
+
+
+def test_averages_count_their_tasks_and_compare_with_the_same_ones(tmp_path):
+    for env_name, level in (("hopper-medium-v2", 90.0), ("walker2d-medium-v2", 80.0), ("antmaze-umaze-v0", 10.0)):
+        for seed in (0, 1):
+            make_run(tmp_path, [level + 2 * seed], env_name=env_name, seed=seed)
+    rows = make_rows(group(find_runs([tmp_path], Labels())), Choice(), Published())
+    averages = [row for row in rows if row.name.startswith("average")]
+    assert [row.name for row in averages] == ["average-locomotion (2 of 9)"]  # one AntMaze task is no average
+    value = averages[0].estimates["last"]
+    assert (value.mean, value.deviation) == pytest.approx((86, 1))
+    assert averages[0].paper == pytest.approx((100.1 + 90.9) / 2)
+
+
+def test_data_of_different_origin_never_share_a_table(tmp_path, capsys):
+    make_run(tmp_path / "official", [90.0])
+    make_run(tmp_path / "local", [50.0], dataset={"source": "local", "rows": 9})
+    make_run(tmp_path / "rebuilt", [70.0], dataset=file_data("/data/rebuilt/hopper-medium.hdf5"))
+    make_run(tmp_path / "other", [60.0], dataset=file_data("/data/other/hopper-medium.hdf5", sha256="cd" * 32))
+    text = report(capsys, tmp_path, "--label", "rebuilt=/data/rebuilt")
+    tables = dict(re.findall(r"### All protocols, data: (.*)\n\n((?:\|.*\n)+)", text))
+    assert sorted(tables) == ["files in /data/other", "local", "official D4RL", "rebuilt"]
+    for label, score in (("rebuilt", "70.0"), ("local", "50.0"), ("official D4RL", "90.0")):
+        shown = [row.split(" | ")[4] for row in tables[label].splitlines()[2:]]
+        assert shown == [score]
+    by_digest = report(capsys, tmp_path / "other", "--label", "mine=" + "cd" * 6)
+    assert "data: mine" in by_digest
+    assert main([str(tmp_path), "--label", "official=/data"]) == 2
+    assert "kept for" in capsys.readouterr().err
+
+
+def test_a_label_may_name_a_folder_as_it_is_seen_from_here(tmp_path, monkeypatch):
+    (tmp_path / "sets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    dataset = file_data(str(tmp_path.resolve() / "sets" / "hopper-medium.hdf5"))
+    assert Labels.parse(["rebuilt=sets"]).of(dataset) == "rebuilt"
+    assert Labels.parse(["rebuilt=/elsewhere/sets"]).of(dataset) == f"files in {tmp_path.resolve()}/sets"
+    for wrong in ("rebuilt", "=sets", "local=sets"):
+        with pytest.raises(UserError, match="--label"):
+            Labels.parse([wrong])
+
+
+def test_changed_settings_are_another_method(tmp_path):
+    make_run(tmp_path / "a", [50.0])
+    make_run(tmp_path / "b", [60.0], diffusion_steps=15)
+    make_run(tmp_path / "c", [70.0], diffusion_steps=5, seed=1)  # named, but the task's own: the same as a
+    make_run(tmp_path / "d", [80.0], run_options={"eval_seeds": "fresh"})
+    runs = find_runs([tmp_path], Labels())
+    cells = {cell.method: cell.seeds for cell in group(runs)}
+    assert cells == {"diffcps": [0, 1], "diffcps diffusion_steps=15": [0], "diffcps eval_seeds=fresh": [0]}
+    named = [
+        cell.method for cell in group([run for run in runs if "eval_seeds" not in run.changed], ["diffusion_steps"])
+    ]
+    assert named == ["diffcps diffusion_steps=5", "diffcps diffusion_steps=15"]
+    rows = make_rows(group(runs), Choice(), Published())
+    assert [row.paper for row in rows] == [100.1, None, None]  # the paper's figure is for its own settings
+
+
+def test_runs_of_other_lengths_are_not_averaged(tmp_path):
+    make_run(tmp_path / "a", [50.0, 60.0])
+    make_run(tmp_path / "b", [70.0], seed=1)
+    cells = group(find_runs([tmp_path], Labels()))
+    assert [(cell.total_steps, cell.seeds) for cell in cells] == [(20, [1]), (40, [0])]
+
+
+def test_unfinished_runs_are_left_out_or_cut_to_what_all_seeds_have(tmp_path, capsys):
+    make_run(tmp_path, [10.0, 20.0, 30.0], seed=0)
+    make_run(tmp_path, [40.0, 60.0], seed=1, planned=6)
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "left out: diffcps hopper-medium-v2 seed 1 (official D4RL): at step 40 of 60" in err
+    assert "| 60 of 2,000,000 | 0 | 30.0 |" in out
+    assert "| 40 of 2,000,000 | 0,1 | 40.0 ± 20.0 |" in report(capsys, tmp_path, "--partial")
+
+
+def test_a_minari_set_is_a_task_of_its_own(tmp_path, capsys):
+    make_run(tmp_path / "a", [50.0], dataset={"source": "minari:mujoco/hopper/medium-v0"})
+    make_run(tmp_path / "b", [float("nan")], dataset={"source": "minari:mujoco/ant/medium-v0"})
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "data: Minari" in out and "| mujoco/hopper/medium-v0 | diffcps |" in out and "100.1" not in out
+    assert "left out: diffcps mujoco/ant/medium-v0 seed 0 (Minari): its set has no reference scores" in err
+
+
+def test_model_selection_decides_the_comparison(tmp_path, capsys):
+    make_run(tmp_path, [10.0, 60.0, 30.0], [0.1, 0.3, 0.2])
+    for selection, value in (("none", "30.0"), ("online", "60.0"), ("offline", "10.0")):
+        table = report(capsys, tmp_path, "--model_selection", selection).split("###")[1]
+        assert f"| hopper-medium-v2 | 60 | {value} |" in table
+        assert ("chosen on the test episodes" in table) == (selection == "online")
+    # argsort(losses) is [0, 2, 1]: rank 1 is evaluation 2, but the published index finds evaluation 2 by where(= 1).
+    wrong = report(capsys, tmp_path, "--model_selection", "offline", "--top_k", "2", "--published_index")
+    assert "| hopper-medium-v2 | 60 | 60.0 |" in wrong and "published code's index" in wrong
+
+
+def test_seeds_that_differ_are_remarked(tmp_path, capsys):
+    data = {"source": "local", "rows": 9}
+    make_run(tmp_path, [10.0], seed=0, dataset={**data, "sha256": "11" * 32})
+    make_run(tmp_path, [20.0], seed=1, dataset={**data, "sha256": "22" * 32}, eval_episodes=3)
+    text = report(capsys, tmp_path)
+    assert "seeds differ in eval_episodes: 2, 3" in text
+    assert "seeds differ in data (SHA-256): 111111111111, 222222222222" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").write_text("{"), "is not what run.py writes"),
+        (lambda f: (f / "config.json").write_text("{}"), "is not what run.py writes"),
+        (lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,9.5\n40,\n"), "line 3, is damaged"),
+        (lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"), "metrics.csv is damaged"),
+        (lambda f: shutil.copytree(f, f.parents[3] / "b" / "seed_0"), "name one of them"),
+        (lambda f: shutil.rmtree(f), "no run below"),
+    ],
+)
+def test_one_line_for_what_cannot_be_read(tmp_path, capsys, damage, message):
+    damage(make_run(tmp_path / "a", [10.0]))
+    assert main([str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
+    make_run(tmp_path / "a", [10.0])
+    command = [sys.executable, "-m", "utils.report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               cwd=Path(__file__).resolve().parents[2])  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    assert (tmp_path / "out" / "tables" / "scores.csv").exists()
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "a"), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("utils.report: cannot write ")
+
+
+# --- Export ---------------------------------------------------------------------------------------------
+
+
+def test_an_export_keeps_numbers_and_origin_but_no_path(tmp_path, capsys):
+    folder = make_run(tmp_path / "a", [90.0], dataset=file_data("/secret/place/hopper-medium.hdf5"))
+    report(capsys, tmp_path / "a", "--label", "rebuilt=/secret", "--export", tmp_path / "kept")
+    (config,) = (tmp_path / "kept").rglob("config.json")
+    assert (
+        config.parent.relative_to(tmp_path / "kept").as_posix()
+        == "rebuilt/own-20-steps/diffcps/hopper-medium-v2/seed_0"
+    )
+    assert "secret" not in config.read_text() and str(tmp_path) not in config.read_text()
+    assert (config.parent / "evaluations.csv").read_bytes() == (folder / "evaluations.csv").read_bytes()
+    assert "All protocols, data: rebuilt" in report(capsys, tmp_path / "kept")
+    assert json.loads(config.read_text())["dataset"]["sha256"] == "ab" * 32
+    assert main([str(tmp_path / "a"), "--label", "rebuilt=/secret", "--export", str(tmp_path / "kept")]) == 2
+
+
+def test_an_export_names_files_of_weights_without_their_folders(tmp_path):
+    run = read_run(make_run(tmp_path, [1.0], run_options={"load_published": ["actor=/x/actor_50.pth"]}), Labels())
+    assert portable(run.config, run.label)["run"]["load_published"] == ["actor=actor_50.pth"]
+
+
+# --- Figures and the page -------------------------------------------------------------------------------
+
+
+def test_long_names_stay_inside_the_figure_and_leave_the_panels_their_room(tmp_path):
+    for number in range(8):
+        long = {"batch_size": 32 + number, "hidden_dim": 64, "diffusion_steps": 7, "learning_rate": 1e-3, "kappa": 0.1}
+        for candidates in (1, 10):
+            make_run(tmp_path / f"{number}-{candidates}", [50.0], action_candidates=candidates, **long)
+    cells = group(find_runs([tmp_path], Labels()), ("action_candidates",))
+    for _, _, figure in figures.figures(cells, Choice(), ("action_candidates",)):
+        figure.canvas.draw()
+        inside, (legend,) = figure.bbox, figure.legends
+        box = legend.get_window_extent()
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0
+        assert all(axes.get_window_extent().height > figure.dpi for axes in figure.axes)  # an inch at least
+        plt.close(figure)
+
+
+def test_methods_differ_without_colour():
+    looks = [(str(figures.style(k)["linestyle"]), figures.style(k)["marker"]) for k in range(35)]
+    assert len(set(looks)) == 35
+
+
+def test_figures_show_the_numbers(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path, [10.0 + seed, 20.0 + seed], [0.3, 0.2], seed=seed)
+    drawn = {name: figure for name, _, figure in figures.figures(group(find_runs([tmp_path], Labels())), Choice())}
+    assert sorted(drawn) == ["constraint", "learning_curves", "performance_profiles"]
+    (curve,) = drawn["learning_curves"].axes[0].lines
+    np.testing.assert_allclose(curve.get_xydata(), [[20, 11], [40, 21]])
+    band = drawn["learning_curves"].axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((10, 22))
+    above, below = drawn["constraint"].axes
+    np.testing.assert_allclose(above.lines[0].get_ydata(), 1)
+    np.testing.assert_allclose(below.lines[0].get_ydata(), [0.29, 0.31, 0.19, 0.21])
+    np.testing.assert_allclose(below.lines[1].get_ydata(), 0.05)  # kappa of hopper-medium-v2
+    profile = drawn["performance_profiles"].axes[0].lines[0]
+    assert np.interp([19.5, 20.4, 23], profile.get_xdata(), profile.get_ydata()) == pytest.approx([1, 2 / 3, 0])
+    for figure in drawn.values():
+        plt.close(figure)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("page")
+    for env_name in ("hopper-medium-v2", "walker2d-medium-v2"):
+        for seed in range(2):
+            make_run(tmp_path / "a", [10.0, 20.0 + seed], env_name=env_name, seed=seed)
+    make_run(tmp_path / "b", [5.0], dataset=file_data("/data/x.hdf5", label="<script>alert(1)</script>"))
+    assert main([str(tmp_path), "--html", str(tmp_path / "page" / "report.html")]) == 0
+    return tmp_path / "page" / "report.html"
+
+
+def test_the_page_stands_alone(page):
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:image/png;base64,|#)', text)
+    assert "<script" not in text and "&lt;script&gt;alert(1)" in text
+    assert "url(" not in text and "@import" not in text
+    assert text.count("<img ") == 5  # curves, constraint, profile; of the single local run no profile
+    assert "average-locomotion (2 of 9)" in text and "seed_1" in text
+
+
+def test_the_page_opens_in_a_browser(page, tmp_path):
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    browser = next((path for path in found if path), None)
+    if browser is None:
+        pytest.skip("no chromium here")
+    probe = (
+        "<script>document.title = [...document.images].map(i => Math.min(i.naturalWidth, i.naturalHeight) > 100)"
+        ".concat(document.querySelectorAll('table').length, document.documentElement.scrollWidth <= innerWidth).join()"
+        "</script></body>"
+    )
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", probe))
+    command = [
+        browser,
+        *BROWSER_FLAGS,
+        "--window-size=1200,800",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        probed.as_uri(),
+    ]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    title = re.search("<title>(.*?)</title>", shown.stdout)
+    assert title, shown.stderr[-2000:]
+    # Every picture was decoded; three tables for each of two origins and the list of runs; no sideways scrolling.
+    assert title[1] == "true,true,true,true,true,7,true"

@@ -1,0 +1,322 @@
+"""Behaviour policies -> a D4RL-format HDF5 file.
+
+    python -m utils.behaviour.collect --env hopper --policy utils/behaviour/hopper/medium.npz --episodes 100 --out FILE
+
+The file has D4RL's keys (``observations, actions, rewards, terminals, timeouts``), ``infos/behaviour`` (which of the
+behaviours made a row), and as attributes what it is made of. Nothing in it depends on when or where it was written:
+on one installation the same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from utils.behaviour.policies import NoisyPolicy, Policy, load_policy
+from utils.data import tasks
+from utils.environments import make_lockstep
+from utils.environments.lockstep import LockstepEnvs
+from utils.errors import UserError
+
+__all__ = [
+    "Recording",
+    "collect_file",
+    "describe",
+    "join",
+    "read_attributes",
+    "record",
+    "streams_for",
+    "versions",
+    "write_hdf5",
+]
+
+MAX_STREAMS = 10
+ROWS_PER_STREAM = 2_000
+DATA_LICENCE_NOTE = "Collected by this project's own behaviour policies; this is not the official D4RL file."
+
+
+@dataclass
+class Recording:
+    """N time steps as they happened, episode after episode; float32 and bool, as D4RL stores them.
+
+    timeouts mark the time limit and the cut at the end of a stream; terminals what the environment ended.
+    ``cut`` [N] marks those timeouts that are cuts: their episodes count in no mean return.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminals: np.ndarray
+    timeouts: np.ndarray
+    cut: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def episode_returns(self) -> np.ndarray:
+        """Undiscounted returns [E] of the whole episodes."""
+        ends = np.flatnonzero(self.terminals | self.timeouts)
+        sums = np.cumsum(self.rewards, dtype=np.float64)[ends]
+        return np.diff(sums, prepend=0.0)[~self.cut[ends]]
+
+
+def streams_for(rows: int) -> int:
+    """How many environments collect ``rows`` rows: at least 2,000 rows each, so that cut episodes stay few."""
+    return int(np.clip(rows // ROWS_PER_STREAM, 1, MAX_STREAMS))
+
+
+def record(
+    envs: LockstepEnvs,
+    policy: Policy,
+    seed: np.random.SeedSequence,
+    *,
+    rows: int | None = None,
+    episodes: int | None = None,
+    begin: Callable[[int, np.random.Generator], None] | None = None,
+    progress: tqdm | None = None,
+) -> Recording:
+    """Let a policy act, sampled or noisy as it is, in N environments at once.
+
+    Each environment is a stream of episodes with a generator of its own. The ``rows`` (or ``episodes``) are dealt to
+    the streams beforehand and a stream's last episode is cut at its share, so no episode is chosen by its length.
+
+    Args:
+        envs: the environments, any state.
+        seed: of everything random here.
+        rows, episodes: how much; one of them.
+        begin: called with (environment, its generator) when an episode has begun.
+        progress: a bar that is moved by a row each.
+
+    Returns:
+        The streams one after another.
+
+    Raises:
+        ValueError: neither or both of rows and episodes, or fewer than one.
+    """
+    total = rows if episodes is None else episodes
+    if (rows is None) == (episodes is None) or total is None or total < 1:
+        raise ValueError("record needs either rows >= 1 or episodes >= 1")
+    count = envs.num_envs
+    quota = total // count + (np.arange(count) < total % count)
+    noise_seed, *stream_seeds = seed.spawn(1 + count)
+    noise = np.random.default_rng(noise_seed)
+    rngs = [np.random.default_rng(s) for s in stream_seeds]
+
+    done = np.zeros(count, dtype=np.int64)  # rows or episodes of each stream
+    running = quota > 0
+    log: list[tuple[np.ndarray, ...]] = []
+    states = envs.reset(rngs)
+    for row in range(count) if begin is not None else ():
+        begin(row, rngs[row])
+    while running.any():
+        actions = policy.act(states, noise).astype(np.float32)
+        next_states, rewards, terminated, truncated = envs.step(actions, running)
+        over = terminated | truncated
+        done += running if episodes is None else over
+        cut = running & ~over & (done >= quota)
+        log.append(
+            (
+                states.astype(np.float32),
+                actions,
+                rewards.astype(np.float32),
+                terminated,
+                (truncated & ~terminated) | cut,
+                cut,
+                running,
+            )
+        )
+        if progress is not None:
+            progress.update(int(running.sum()))
+        running = running & (done < quota)
+        for row in np.flatnonzero(over & running):
+            next_states[row] = envs.reset_one(row, rngs[row])
+            if begin is not None:
+                begin(row, rngs[row])
+        states = next_states
+    *columns, was_running = (np.stack(column) for column in zip(*log, strict=True))
+    return Recording(*(column.swapaxes(0, 1)[was_running.T] for column in columns))
+
+
+def join(parts: Sequence[Recording]) -> Recording:
+    """The rows of several recordings, one after another."""
+    names = Recording.__dataclass_fields__
+    return Recording(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def describe(env_name: str, name: str, policy: Policy, part: Recording) -> dict[str, Any]:
+    """What the file says of one behaviour: its policy, rows, whole episodes, their mean return, raw and normalised."""
+    returns = part.episode_returns()
+    mean = float(returns.mean()) if len(returns) else None
+    return {
+        "name": name,
+        "policy": policy.info,
+        "rows": len(part),
+        "episodes": len(returns),
+        "mean_return": mean,
+        "normalized_return": None if mean is None else float(tasks.normalized_score(env_name, mean)),
+    }
+
+
+def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attributes: dict[str, Any]) -> None:
+    """Write recordings as one D4RL-format file, to a temporary name that is then renamed: whole, or not at all.
+
+    ``attributes`` are written as JSON texts under sorted names; there are no time stamps in the file. Raises UserError
+    where the disk refuses.
+    """
+    path = Path(path)
+    rows = join(parts)
+    behaviour = np.repeat(np.arange(len(parts), dtype=np.int16), [len(part) for part in parts])
+    columns = {
+        "observations": rows.observations,
+        "actions": rows.actions,
+        "rewards": rows.rewards,
+        "terminals": rows.terminals,
+        "timeouts": rows.timeouts,
+        "infos/behaviour": behaviour,
+    }
+    # Made in memory: the HDF5 library cannot close a file that a full disk has cut off.
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver=("earliest", "v110"), track_order=False) as file:
+        for name, column in columns.items():
+            file.create_dataset(name, data=column, compression="gzip", track_times=False)
+        for name in sorted(attributes):
+            file.attrs[name] = json.dumps(attributes[name], sort_keys=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as out:
+            out.write(content.getbuffer())
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_hdf5` wrote of a file. Raises OSError or ValueError where it is no such file."""
+    with h5py.File(path, "r") as file:
+        return {name: json.loads(value) for name, value in file.attrs.items()}
+
+
+def versions() -> dict[str, str]:
+    """What the rows of a file depend on besides its seed."""
+    packages = {name: version(name) for name in ("mujoco", "gymnasium", "numpy", "h5py")}
+    return {"python": platform.python_version(), **packages}
+
+
+# --- The command ---
+
+_BODIES = ("hopper", "halfcheetah", "walker2d")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Collect as the command line says.
+
+    Raises:
+        UserError: a setting, the policy file or the output cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="python -m utils.behaviour.collect", description=__doc__.splitlines()[0])
+    parser.add_argument("--env", required=True, help=f"{', '.join(_BODIES)}, or a D4RL id such as antmaze-umaze-v0")
+    parser.add_argument("--policy", required=True, help="linear or network .npz, or a stable-baselines3 .zip")
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--transitions", type=int, help="rows to record")
+    amount.add_argument("--episodes", type=int, help="whole episodes to record")
+    parser.add_argument("--out", required=True, help="the HDF5 file to write; it must not exist")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        help="σ of Gaussian noise added to the deterministic action, then clipped; left out, a policy that is a "
+        "distribution is sampled and any other acts without noise",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    collect_file(args.env, args.policy, args.out, args.transitions, args.episodes, noise=args.noise, seed=args.seed)
+
+
+def collect_file(
+    env: str,
+    policy_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    transitions: int | None = None,
+    episodes: int | None = None,
+    noise: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Collect with one policy file; returns the attributes written.
+
+    Raises:
+        UserError: an unknown environment, a policy file that is unsound or of other sizes, an amount below 1, a
+            negative noise or seed, an output that exists.
+    """
+    env_name = f"{env}-medium-v2" if env in _BODIES else tasks.task(env).env_name
+    amount = transitions if episodes is None else episodes
+    if amount is None or amount < 1:
+        raise UserError(f"the amount is {amount}; give --transitions or --episodes of at least 1")
+    if noise is not None and not 0 <= noise < float("inf"):
+        raise UserError(f"--noise is {noise}; it must be a number of at least 0")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; it must be at least 0")
+    if Path(out).exists():
+        raise UserError(f"{out} exists; name another --out or delete it")
+    policy: Any = load_policy(policy_path)
+    task = tasks.task(env_name)
+    if policy.sizes != (task.state_dim, task.action_dim):
+        raise UserError(
+            f"{policy_path} is a policy of {policy.sizes[0]} state and {policy.sizes[1]} action dimensions; "
+            f"{env} has {task.state_dim} and {task.action_dim}"
+        )
+    if noise is not None:
+        policy = NoisyPolicy(policy, noise)
+    streams = streams_for(amount) if episodes is None else min(episodes, MAX_STREAMS)
+    envs = make_lockstep(env_name, streams)
+    with tqdm(total=transitions, desc=f"collect {env}", unit=" rows", disable=not progress) as bar:
+        part = record(envs, policy, np.random.SeedSequence(seed), rows=transitions, episodes=episodes, progress=bar)
+    envs.close()
+    attributes = {
+        "source": "utils.behaviour.collect",
+        "description": DATA_LICENCE_NOTE,
+        "env_name": env,
+        "rows": len(part),
+        "seed": seed,
+        "policy_sha256": hashlib.sha256(Path(policy_path).expanduser().read_bytes()).hexdigest(),
+        "behaviours": [describe(env_name, Path(policy_path).stem, policy, part)],
+        "versions": versions(),
+    }
+    write_hdf5(out, [part], attributes)
+    if progress:
+        behaviour = attributes["behaviours"][0]
+        print(
+            f"{out}: {len(part):,} rows, {behaviour['episodes']} whole episodes"
+            + (
+                ""
+                if behaviour["mean_return"] is None
+                else f", mean return {behaviour['mean_return']:.1f} (normalised {behaviour['normalized_return']:.1f})"
+            )
+        )
+    return attributes
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

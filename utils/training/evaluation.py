@@ -1,0 +1,168 @@
+"""Episodes of all seeds in lockstep: one call of the policy a time step for seeds x episodes x candidates.
+
+Returns stay as they are, an episode a row; every mean and normalised score is made from them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from utils.seeding import torch_generators
+
+__all__ = ["EVAL_SEED_OFFSET", "Episodes", "Evaluator", "acting_generators", "environment_rngs", "evaluate"]
+
+EVAL_SEED_OFFSET = 100  # the published code evaluates every time from the environment seed `seed + 100`
+
+Policy = Callable[..., torch.Tensor]
+
+
+class Environments(Protocol):
+    """What is needed of lockstep environments (`utils.environments.make_lockstep`)."""
+
+    num_envs: int
+    state_dim: int
+    max_episode_steps: int
+    unstable: np.ndarray
+
+    def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray: ...
+    def step(
+        self, actions: np.ndarray, running: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """returns [S, E] undiscounted, lengths [S, E] in steps, unstable [S, E]: ended by a simulation that blew up."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    unstable: np.ndarray
+
+
+def environment_rngs(seeds: Sequence[int], evaluation: int, fresh: bool) -> list[np.random.Generator]:
+    """The generator of each seed's episodes at evaluation number `evaluation` (0, 1, ...).
+
+    Published scheme: the same environment seed, seed + 100, at every evaluation, so the test episodes are those on
+    which the best checkpoint is chosen (DEVIATIONS 8). `fresh`: other start states every time, from (seed, number).
+    """
+    if fresh:
+        return [np.random.default_rng([seed + EVAL_SEED_OFFSET, evaluation]) for seed in seeds]
+    return [np.random.default_rng(seed + EVAL_SEED_OFFSET) for seed in seeds]
+
+
+def acting_generators(seeds: Sequence[int], step: int, device: torch.device | str) -> list[torch.Generator]:
+    """What each seed's policy draws from in the evaluation at a gradient step."""
+    return torch_generators(seeds, f"acting at {step}", device)
+
+
+def evaluate(
+    act: Policy,
+    environments: Environments,
+    seeds: Sequence[int],
+    rngs: Sequence[np.random.Generator],
+    generators: Sequence[torch.Generator],
+    device: torch.device | str,
+    played: np.ndarray | None = None,
+) -> Episodes:
+    """One episode in each of S x E environments, row k E + e being episode e of seed number k.
+
+    act: (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]. rngs: one a seed, from
+    which its episodes' start states are drawn in order, as successive resets of one environment draw them.
+    Rewards are undiscounted and include the last step's. played [S] bool: seeds that are evaluated, all by default;
+    the others' episodes have length 0. Raises ValueError where S does not divide the environments.
+    """
+    num_seeds = len(seeds)
+    episodes, rest = divmod(environments.num_envs, num_seeds)
+    if rest or episodes == 0:
+        raise ValueError(f"{environments.num_envs} environments cannot be shared out among {num_seeds} seeds")
+    unstable_before = environments.unstable.copy()
+    states = environments.reset([rng for rng in rngs for _ in range(episodes)])
+    returns = np.zeros(environments.num_envs)
+    lengths = np.zeros(environments.num_envs, dtype=np.int64)
+    running = np.repeat(np.ones(num_seeds, dtype=bool) if played is None else played, episodes)
+    while running.any():
+        inputs = torch.as_tensor(states, dtype=torch.float32).view(num_seeds, episodes, -1).to(device)
+        active = torch.as_tensor(running).view(num_seeds, episodes).to(device)
+        actions = act(inputs, generators, active).flatten(0, 1).cpu().numpy()  # the one wait for the device a step
+        states, rewards, terminated, truncated = environments.step(actions, running)
+        returns[running] += rewards[running]
+        lengths += running
+        running &= ~(terminated | truncated)
+    shape = (num_seeds, episodes)
+    unstable = environments.unstable - unstable_before
+    return Episodes(returns.reshape(shape), lengths.reshape(shape), unstable.reshape(shape) > 0)
+
+
+class Evaluator:
+    """Evaluates an agent at steps of its training, at once or, with a `snapshot`, beside it in a thread of its own.
+
+    snapshot: a second agent of the same kind, into which the weights are copied when an evaluation begins; None
+    evaluates `agent` itself while the caller waits. Both ways give the same episodes. One evaluation runs at a time.
+    act: how the evaluated agent acts (`runner.acting`). What it draws follows from the seed and the step, not
+    from earlier evaluations: it is the same alone and in company, and whatever became of other seeds.
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        snapshot: Any | None,
+        act: Policy,
+        environments: Environments,
+        fresh: bool,
+    ) -> None:
+        self.agent, self.snapshot, self.act = agent, snapshot, act
+        self.environments, self.fresh = environments, fresh
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
+        self._begun: tuple[int, Future[Episodes]] | None = None
+        on_gpu = snapshot is not None and agent.device.type == "cuda"
+        self._stream = torch.cuda.Stream(agent.device) if on_gpu else None
+
+    def begin(self, played: np.ndarray | None = None) -> None:
+        """Start evaluating the agent as it is now, the seeds in `played` [S]. The one before must be collected."""
+        if self._begun is not None:
+            raise RuntimeError("an evaluation is under way; collect it first")
+        future: Future[Episodes]
+        if self.snapshot is None:
+            future = Future()
+            future.set_result(self._play(self.agent.step, played))
+        else:
+            with torch.no_grad():
+                for name, parameters in self.agent.networks.items():
+                    self.snapshot.networks[name].flat.copy_(parameters.flat)
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream(self.agent.device))
+            future = self._thread.submit(self._play, self.agent.step, None if played is None else played.copy())
+        self._begun = (self.agent.step, future)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an evaluation has begun that was not collected yet."""
+        return self._begun is not None
+
+    def collect(self, wait: bool) -> tuple[int, Episodes] | None:
+        """The step and episodes of the evaluation under way; None if there is none, or it is not done and not waited
+        for. An error that the evaluation raised is raised here.
+        """
+        if self._begun is None or not (wait or self._begun[1].done()):
+            return None
+        step, future = self._begun
+        self._begun = None
+        return step, future.result()
+
+    def _play(self, step: int, played: np.ndarray | None) -> Episodes:
+        seeds, device = self.agent.seeds, self.agent.device
+        rngs = environment_rngs(seeds, step, self.fresh)
+        generators = acting_generators(seeds, step, device)
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            return evaluate(self.act, self.environments, seeds, rngs, generators, device, played)
+
+    def close(self) -> None:
+        """Wait for what is under way, and end the thread."""
+        self._thread.shutdown()
