@@ -67,6 +67,7 @@ class Config:
     learning_rate: float = setting(3e-4, "Adam's rate for the policy", above=0)
     lr_decay: bool = setting(False, "cosine decay of the rates as published: it ends at 0.999 of the start")
     lr_decay_full: bool = setting(False, "cosine decay of the rates that ends at zero", excludes="lr_decay")
+    # Of the published codes DiffCPS's and Diffusion-QL's alone clip.
     grad_norm: float = setting(0.0, "clip every network's gradient at this norm; 0: never", at_least=0)
     hidden_dim: int = setting(256, "width of the networks' hidden layers", above=0)
 
@@ -88,7 +89,10 @@ class CriticConfig(ValueConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig(CriticConfig):
-    """Diffusion-QL's frame, also DiffCPS's and DTQL's: the critics' choice among actions, and an averaged policy."""
+    """Diffusion-QL's frame, also DiffCPS's and DTQL's: the critics' choice among actions, and an averaged policy.
+
+    Their codes have one rate of the critics for all tasks, whatever the policy's is.
+    """
 
     action_candidates: int = setting(50, "actions per state at evaluation; a softmax of min Q draws one", above=0)
     ema_decay: float = setting(0.995, "decay of the policy's average", at_least=0, at_most=1)
@@ -256,6 +260,7 @@ TASK_SETTINGS["diffusion_bc"] = _without_critics(TASK_SETTINGS["diffusion_ql"])
 class DTQLConfig(AverageConfig):
     """DTQL (Chen et al. 2024): a behaviour policy, and a one-step policy held near it by the trust-region loss.
 
+    `num_epochs` counts from the end of the pretraining.
     Noise levels are log-logistic around sigma_data, between sigma_min and sigma_max. The published code bounds denoised
     actions at 1 whatever the action box.
     """
@@ -348,6 +353,7 @@ DOMAIN_SETTINGS["awr"] = {
 class TD3BCConfig(CriticConfig):
     """TD3+BC (Fujimoto & Gu 2021): main.py of its code (sfujim/TD3_BC) has one set of settings for all tasks."""
 
+    tau: float = setting(0.005, "rate of the targets' averages, which move with the policy", at_least=0, at_most=1)
     policy_interval: int = setting(2, "policy and targets move every so many gradient steps", above=0)
     target_noise: float = setting(
         0.2, "deviation of the noise on the target's actions, in units of the action box", at_least=0
@@ -370,6 +376,7 @@ DOMAIN_SETTINGS["td3_bc"] = {
 class BCQConfig(CriticConfig):
     """BCQ (Fujimoto et al. 2019): continuous_BCQ/ of its code (sfujim/BCQ) has one set of settings for all tasks.
 
+    Hidden layers are 400 and 300 wide as published.
     D4RL's evaluation (Fu et al. 2020) has the same settings and the data's own rewards everywhere. `min_weight` is the
     paper's lambda.
     """
@@ -569,7 +576,7 @@ class QGPOConfig(CriticConfig):
     critic_epochs: int = setting(500, "epochs from step 0 in which Q learns; the energy goes on", above=0)
     critic_batch_size: int = setting(256, "rows of the batch that Q and the energy take", above=0)
     learning_rate: float = setting(1e-4, "Adam's rate for the behaviour model", above=0)
-    critic_learning_rate: float = setting(3e-4, "Adam's rate for Q and the energy", above=0)
+    critic_learning_rate: float = setting(3e-4, "Adam's rate for Q and for the energy", above=0)
     diffusion_steps: int = setting(15, "evaluations of the networks per sample", above=0, alias="T")
     support_actions: int = setting(16, "samples of the behaviour model for every state of the data", above=0)
     beta: float = setting(3.0, "inverse temperature of the policy", at_least=0)

@@ -79,6 +79,7 @@ def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
         "eval_episodes": max(2, round(own.eval_episodes * scale)),
     }
     phases = {n: getattr(own, n) for n, about in hyperparameters.settings(algo).items() if about.scales}
+    # At least 1 of each phase that there is.
     return shorter | {name: min(whole, max(1, round(whole * scale))) for name, whole in phases.items()}
 
 

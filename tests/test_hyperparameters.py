@@ -137,7 +137,7 @@ def test_default_then_domain_then_task_then_command_line(toy: str) -> None:
     assert hyperparameters.get(toy, "hopper-medium-v2") == ToyConfig()
 
 
-def test_a_setting_is_one_line(toy: str) -> None:
+def test_a_setting_is_one_line(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its flag, help, range and published alias follow from it."""
     about = hyperparameters.settings(toy)
     assert list(about) == [field.name for field in dataclasses.fields(ToyConfig)]
@@ -148,6 +148,9 @@ def test_a_setting_is_one_line(toy: str) -> None:
     assert "--width FLOAT, --W FLOAT" in parser.format_help() and "one line (default: 2.0)" in parser.format_help()
     shorter = training.scaled(toy, "hopper-medium-v2", 0.5)
     assert shorter["warm"] == 4 and not {"width", "length"} & set(shorter)
+    assert training.scaled(toy, "hopper-medium-v2", 0.001)["warm"] == 1
+    monkeypatch.setitem(hyperparameters.TASK_SETTINGS, "toy", {"hopper-medium-v2": {"warm": 0}})
+    assert training.scaled(toy, "hopper-medium-v2", 0.5)["warm"] == 0  # a phase that is off stays off
 
 
 def test_the_bounds_of_a_setting(toy: str) -> None:
