@@ -1,9 +1,8 @@
-"""The command line: flags from the settings' dataclasses, devices, seeds, and where each setting came from."""
+"""The command line: flags from the settings in hyperparameters.py, devices, seeds, and where each setting came from."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,96 +13,7 @@ import torch
 import hyperparameters
 from utils.errors import UserError
 
-__all__ = [
-    "Parser",
-    "build_parser",
-    "config_table",
-    "out_of_memory",
-    "overrides",
-    "parse",
-    "parse_seeds",
-    "resolve_device",
-]
-
-# One line for every setting of every algorithm (a test checks that none is missing).
-HELP = {
-    "reward_tune": "rewards as the learner sees them: no, normalize, iql_locomotion, iql_returns, iql_antmaze, "
-    "cql_antmaze, antmaze",
-    "batch_size": "transitions a gradient step",
-    "num_epochs": "length of the run in epochs",
-    "num_steps_per_epoch": "gradient steps an epoch",
-    "eval_interval": "epochs between evaluations",
-    "eval_episodes": "episodes an evaluation",
-    "action_candidates": "actions a state at evaluation, of which the critics choose one",
-    "learning_rate": "Adam's rate for the policy",
-    "critic_learning_rate": "Adam's rate for the critics",
-    "lr_decay": "cosine decay as published: it ends at 0.999 of the start (DTQL, IQL, IDQL: at zero)",
-    "lr_decay_full": "cosine decay that ends at zero",
-    "grad_norm": "clip every network's gradient at this norm; 0: never",
-    "hidden_dim": "width of the networks' hidden layers",
-    "discount": "discount factor",
-    "td_lambda": "lambda of the TD(lambda) returns",
-    "temperature": "temperature of the advantage weights",
-    "weight_max": "largest advantage weight",
-    "plan_interval": "gradient steps between the returns that are made of the whole dataset",
-    "action_std": "deviation of the policy, in units of the action box",
-    "plan_actions": "actions a state of which V is made when returns are planned",
-    "select_alpha": "inverse temperature of the choice among the candidates at evaluation",
-    "actions_averaged": "candidates that are chosen at evaluation, and averaged",
-    "critic_layers": "hidden layers of the critic",
-    "support_actions": "samples of the behaviour model for every state of the data",
-    "critic_epochs": "epochs from step 0 in which Q learns; the energy goes on",
-    "beta_q": "inverse temperature of the softmax in Q's target",
-    "guidance_scale": "weight of the energy's gradient in sampling",
-    "tau": "rate of the target critics' average",
-    "max_q_backup": "take the best of 10 next actions in the critics' target",
-    "diffusion_steps": "steps T of the diffusion chain",
-    "beta_schedule": "noise schedule: vp, linear or cosine",
-    "ema_decay": "decay of the policy's average",
-    "ema_start": "gradient step from which that average moves",
-    "ema_interval": "gradient steps between its moves",
-    "kappa": "bound on the denoising loss that lambda enforces",
-    "lambda_init": "lambda at the start",
-    "lambda_min": "least lambda used",
-    "lambda_max": "largest lambda used",
-    "lambda_learning_rate": "Adam's rate for lambda",
-    "lambda_anti_windup": "clamp the stored lambda as well as the used one",
-    "policy_interval": "gradient steps between the policy's",
-    "eta": "weight of the value term beside the denoising loss",
-    "top_k": "offline model selection: rank of the evaluation's bc_loss, 0 the smallest",
-    "pretrain_epochs": "epochs before step 0, which train the behaviour policy (dtql: and the critics)",
-    "alpha": "weight of the trust-region loss (dtql) or of the value term (td3_bc) (sfbc: V's inverse temperature)",
-    "gamma": "weight of the one-step policy's negative log-likelihood of the data",
-    "expectile": "expectile of min Q that V learns",
-    "target_noise": "deviation of the noise on the target policy's action, in units of the action box",
-    "target_noise_clip": "bound of that noise, in the same units",
-    "normalize_states": "give the networks states of mean 0 and deviation 1 over the data",
-    "vae_hidden_dim": "width of the behaviour model's hidden layers",
-    "vae_learning_rate": "Adam's rate for the behaviour model",
-    "phi": "largest perturbation of the behaviour model's actions, in units of the action box",
-    "min_weight": "weight of the critics' minimum in their target; the rest is their maximum's",
-    "alpha_learning_rate": "Adam's rate for the multiplier",
-    "mmd_kernel": "kernel of the distance between policy and behaviour model: gaussian or laplacian",
-    "mmd_sigma": "its width; it stands where a Gaussian has its variance",
-    "mmd_samples": "actions a state of each in that distance",
-    "mmd_threshold": "bound on that distance, which the multiplier enforces",
-    "warmup_steps": "gradient steps in which the policy only follows the behaviour model",
-    "sample_actions": "act by a sample of the policy; else by its mean",
-    "beta": "inverse temperature of the advantage weights (qgpo: of the policy)",
-    "critic_batch_size": "rows of the batch that the critics take",
-    "residual_blocks": "residual blocks of the noise network",
-    "greedy_action": "act by the candidate of the greatest value; else by the implicit policy",
-    "min_q_weight": "weight of the conservative term",
-    "target_action_gap": "what a Lagrange multiplier holds the conservative term at; below 0: no multiplier",
-    "bc_steps": "gradient steps from the start at which the policy clones the data",
-    "dropout": "share of the policy's hidden units that are dropped in training",
-    "sigma_min": "least noise level",
-    "sigma_max": "largest noise level",
-    "sigma_data": "deviation of the actions that the preconditioning assumes",
-    "clip_denoised": "bound of denoised actions",
-}
 MAX_SEEDS = 1024
-ALIASES = {"diffusion_steps": ("--T",), "kappa": ("--target_kl",)}  # the published command's names
 
 
 class Parser(argparse.ArgumentParser):
@@ -164,19 +74,20 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     out.add_argument("--quiet", action="store_true", help="no progress bar: one line an evaluation")
     out.add_argument("--print_config", action="store_true", help="print the settings and their origins, then stop")
     settings = parser.add_argument_group(f"settings of {algo} (default < domain < task < flag)")
-    for field in dataclasses.fields(hyperparameters.CONFIGS[algo]):
-        _add_setting(settings, field)
+    defaults = vars(hyperparameters.CONFIGS[algo]())
+    for name, about in hyperparameters.settings(algo).items():
+        _add_setting(settings, name, defaults[name], about)
     return parser
 
 
-def _add_setting(group: argparse._ArgumentGroup, field: dataclasses.Field[Any]) -> None:
-    names = (f"--{field.name}", *ALIASES.get(field.name, ()))
-    text = f"{HELP[field.name]} (default: {field.default})"
-    common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-    if isinstance(field.default, bool):
+def _add_setting(group: argparse._ArgumentGroup, name: str, default: Any, about: hyperparameters.About) -> None:
+    names = [f"--{name}"] + ([f"--{about.alias}"] if about.alias else [])
+    text = f"{about.help} (default: {default})".replace("%", "%%")
+    common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+    if isinstance(default, bool):
         group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
     else:
-        group.add_argument(*names, type=type(field.default), metavar=type(field.default).__name__.upper(), **common)
+        group.add_argument(*names, type=type(default), metavar=type(default).__name__.upper(), **common)
 
 
 def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
@@ -197,8 +108,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given on the command line."""
-    names = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[options.algo])}
-    return {name: value for name, value in vars(options).items() if name in names}
+    known = hyperparameters.settings(options.algo)
+    return {name: value for name, value in vars(options).items() if name in known}
 
 
 def config_table(algo: str, env_name: str, given: dict[str, Any]) -> str:

@@ -79,12 +79,9 @@ def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
         "eval_interval": epochs // 10,
         "eval_episodes": max(2, round(own.eval_episodes * scale)),
     }
-    if hasattr(own, "pretrain_epochs"):
-        shorter["pretrain_epochs"] = max(1, round(own.pretrain_epochs * scale))
-    for name in ("warmup_steps", "bc_steps"):  # phases at the start of a run
-        if hasattr(own, name):
-            shorter[name] = round(getattr(own, name) * scale)
-    return shorter
+    phases = {n: getattr(own, n) for n, about in hyperparameters.settings(algo).items() if about.scales}
+    # At least 1 of each phase that there is.
+    return shorter | {name: min(whole, max(1, round(whole * scale))) for name, whole in phases.items()}
 
 
 def seed_list(text: str) -> list[int]:

@@ -170,5 +170,5 @@ def test_q_is_evaluated_beside_its_own_state() -> None:
 
 
 def test_more_averaged_than_drawn_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"actions_averaged \(4\) is above action_candidates \(3\)"):
+    with pytest.raises(ValueError, match=r"actions_averaged must be at most action_candidates \(3\), not 4"):
         hyperparameters.get("sfbc", "hopper-medium-v2", action_candidates=3)
