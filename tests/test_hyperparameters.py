@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 import hyperparameters
-from experiments import training
-from utils import bandit, d4rl, options
+from experiments.study import training
+from utils import options
+from utils.data import bandit, tasks
 
 PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "published_settings.json").read_text())
 OURS = {"lr": "learning_rate", "eval_interval_epochs": "eval_interval"}  # where the fixture's word differs
@@ -188,8 +189,8 @@ def test_the_tasks_are_d4rls_and_the_bandits() -> None:
     known = hyperparameters.known_tasks()
     assert len(set(known)) == len(known)
     assert set(hyperparameters.DOMAINS) >= {*hyperparameters.COMMON_SETTINGS}
-    left_out = {task for task in d4rl.ids() if task.startswith("antmaze-eval-") or re.match("antmaze.*-v1", task)}
-    assert set(known) == {*d4rl.ids(), *bandit.ids()} - left_out
+    left_out = {task for task in tasks.ids() if task.startswith("antmaze-eval-") or re.match("antmaze.*-v1", task)}
+    assert set(known) == {*tasks.ids(), *bandit.ids()} - left_out
 
 
 @pytest.mark.parametrize("algo", list(hyperparameters.CONFIGS))
