@@ -11,7 +11,7 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.returns import backward
+from agents.parts.returns import backward
 from utils.dataset import Columns, Dataset
 from utils.execution import Runner
 from utils.seeding import torch_generators

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.diffusion import Diffusion
+from agents.parts.diffusion import Diffusion
 from experiments import figure1_toy, toy_drawing
 from experiments.figure1_toy import DATA, Method, Toy, main, parse
 from experiments.toy_exact import ExactNetwork, chain_actions, solver_actions
