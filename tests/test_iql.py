@@ -238,7 +238,7 @@ def test_the_density_is_the_normal_one_over_the_unit_box() -> None:
     states, actions = torch.randn(2, 7, STATES), torch.randn(2, 7, ACTIONS)
     with torch.no_grad():
         agent.actor.parameters["log_std"].copy_(torch.tensor([[0.3, -9.0, 5.0], [0.0, -1.0, 1.0]]))
-    mean, log_std = agent.actor.actions(states) / MAX_ACTION, torch.tensor([[0.3, -5.0, 2.0], [0.0, -1.0, 1.0]])
+    mean, log_std = agent.actor.actions(*agent.actor(states)) / MAX_ACTION, torch.tensor([[0.3, -5.0, 2.0], [0.0, -1.0, 1.0]])
     normal = torch.distributions.Normal(mean, log_std.exp().unsqueeze(1))
     expected = normal.log_prob(actions / MAX_ACTION).sum(dim=2)
     torch.testing.assert_close(agent.actor.log_density(*agent.actor(states), actions), expected, rtol=1e-4, atol=1e-3)
@@ -247,7 +247,7 @@ def test_the_density_is_the_normal_one_over_the_unit_box() -> None:
 def test_evaluation_takes_the_mean() -> None:
     agent, states = make(seeds=(0, 1)), torch.randn(2, 6, STATES)
     first, second = (agent.act(states, torch.Generator().manual_seed(s)) for s in (0, 1))
-    assert torch.equal(first, second) and torch.equal(first, agent.actor.actions(states).detach())
+    assert torch.equal(first, second) and torch.equal(first, agent.actor.actions(*agent.actor(states)).detach())
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------
