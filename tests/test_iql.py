@@ -238,7 +238,8 @@ def test_the_density_is_the_normal_one_over_the_unit_box() -> None:
     states, actions = torch.randn(2, 7, STATES), torch.randn(2, 7, ACTIONS)
     with torch.no_grad():
         agent.actor.parameters["log_std"].copy_(torch.tensor([[0.3, -9.0, 5.0], [0.0, -1.0, 1.0]]))
-    mean, log_std = agent.actor.actions(*agent.actor(states)) / MAX_ACTION, torch.tensor([[0.3, -5.0, 2.0], [0.0, -1.0, 1.0]])
+    mean = agent.actor.actions(*agent.actor(states)) / MAX_ACTION
+    log_std = torch.tensor([[0.3, -5.0, 2.0], [0.0, -1.0, 1.0]])
     normal = torch.distributions.Normal(mean, log_std.exp().unsqueeze(1))
     expected = normal.log_prob(actions / MAX_ACTION).sum(dim=2)
     torch.testing.assert_close(agent.actor.log_density(*agent.actor(states), actions), expected, rtol=1e-4, atol=1e-3)

@@ -27,7 +27,7 @@ class Adam:
         )
         device = parameters.flat.device
         self.rate = torch.tensor(float(learning_rate), device=device)
-        options = {"fused": True, "capturable": device.type == "cuda"}
+        options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
         self._adam = torch.optim.Adam([self.flat], lr=self.rate, **options)
         # It would warn of steps that are not captured, and a capture is always preceded by some.
         self._adam._warned_capturable_if_run_uncaptured = True

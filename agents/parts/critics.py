@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agents.parts.layers import MLP, Activation, first_layer, layer_norm, layer_shapes, linear, mish
+from agents.parts.layers import Activation, Chain, first_layer, layer_norm, layer_shapes, linear, mish
 from agents.parts.parameters import Network, Parameters, Sizes
 
 
@@ -75,7 +75,7 @@ class TwinCritic(Network):
 
     def seed_state(self, seed: int) -> dict[str, Tensor]:
         """Seed number `seed`'s pair under the published names."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for i, names in enumerate(self.published):
             own = self.parameters.member_state(2 * seed + i)
             own["0.weight"] = own["0.weight"].roll(self.shift, dims=-1)
@@ -93,7 +93,7 @@ class TwinCritic(Network):
             self.parameters.load_member(2 * seed + i, own)
 
 
-class ValueNetwork(MLP):
+class ValueNetwork(Chain):
     """V(s): hidden layers of these widths. One member a seed."""
 
     def __init__(self, sizes: Sizes, widths: Sequence[int], activation: Activation = mish) -> None:
@@ -101,7 +101,7 @@ class ValueNetwork(MLP):
 
     def __call__(self, states: Tensor) -> Tensor:
         """states [S, B, state_dim] -> values [S, B]."""
-        return super().__call__(states).squeeze(-1)
+        return self.through(states).squeeze(-1)
 
 
 def _pair(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +25,14 @@ class _Mish(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         s = torch.sigmoid(x)
         n = (2 - s).mul_(s)
         ctx.save_for_backward(x, s, n)
         return n.div(2 - n).mul_(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, s, n = ctx.saved_tensors
         inverse = (2 - n).reciprocal_()
         # d/dx = w + x w', w = n / (2 - n), w' = 4 s (1 - s)^2 / (2 - n)^2
@@ -89,7 +90,7 @@ def layer_shapes(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Sequen
     return shapes
 
 
-class MLP(Network):
+class Chain(Network):
     """A chain of linear layers of these widths, from in to out, with an activation between them. One member a seed.
 
     Weights are named `<prefix>.0`, `<prefix>.2`, ...: the places of the linear layers in an `nn.Sequential`; or `names`
@@ -110,9 +111,17 @@ class MLP(Network):
         shapes = layer_shapes(self.names, widths) | dict(extra or {})
         self.parameters = Parameters(shapes, sizes.seeds, sizes.device)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def through(self, x: Tensor) -> Tensor:
         """x [S, B, widths[0]] -> [S, B, widths[-1]], no activation at the end."""
         p = self.parameters
         for i, layer in enumerate(self.names):
             x = linear(x if i == 0 else self.activation(x), p[f"{layer}.weight"], p[f"{layer}.bias"])
         return x
+
+
+class MLP(Chain):
+    """The chain as it is."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [S, B, widths[0]] -> [S, B, widths[-1]]."""
+        return self.through(x)

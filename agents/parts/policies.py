@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.parts.layers import MLP, first_layer, layer_shapes, linear
+from agents.parts.layers import Chain, first_layer, layer_shapes, linear
 from agents.parts.parameters import Network, Parameters, Sizes
 
 LOG_STD = (-5.0, 2.0)  # bounds of a policy's log deviation
@@ -33,7 +33,7 @@ def _shifted(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
     return mean + log_std.exp() * noise
 
 
-class BoxGaussian(MLP):
+class BoxGaussian(Chain):
     """A normal distribution over a / max_action: mean tanh(f(s)); a sample is cut to the action box. ReLU layers.
 
     own_std: the deviation is exp(g(s)), else one number a dimension whatever the state. dropout: share of the hidden
@@ -69,7 +69,7 @@ class BoxGaussian(MLP):
         return normal_log_density(actions / self.max_action, mean, log_std)
 
 
-class TanhGaussian(MLP):
+class TanhGaussian(Chain):
     """max_action * tanh(mean + deviation * noise), mean and deviation functions of the state. ReLU layers."""
 
     MARGIN = 1e-3  # beyond the box, so that an action on its edge has a finite likelihood
@@ -80,7 +80,7 @@ class TanhGaussian(MLP):
 
     def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [S, B, state_dim] -> mean and bounded log deviation before the tanh, each [S, B, A]."""
-        mean, log_std = super().__call__(states).chunk(2, dim=-1)
+        mean, log_std = self.through(states).chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD)
 
     def raw_actions(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class TanhGaussian(MLP):
         return normal_log_density(torch.atanh(actions / (self.max_action + self.MARGIN)), mean, log_std)
 
 
-class DeterministicActor(MLP):
+class DeterministicActor(Chain):
     """max_action * tanh(f(s)) over ReLU layers named l1, l2 ..."""
 
     def __init__(self, sizes: Sizes, widths: Sequence[int]) -> None:
@@ -127,7 +127,7 @@ class DeterministicActor(MLP):
 
     def __call__(self, states: Tensor) -> Tensor:
         """states [S, B, state_dim] -> actions [S, B, A]."""
-        return torch.tanh(super().__call__(states)) * self.max_action
+        return torch.tanh(self.through(states)) * self.max_action
 
 
 class Perturbation(Network):

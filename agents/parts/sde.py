@@ -180,11 +180,13 @@ class EnergyNetwork(Network):
 
     def gradient(self, actions: Tensor, part: Tensor) -> Tensor:
         """d f / d action [S, B * R, A], by the chain rule: acting keeps no record to differentiate."""
-        p, upstream = self.parameters, None
+        p = self.parameters
+        upstream: Tensor | None = None
         for layer, x in zip(reversed(self.LAYERS), reversed(self._layers(actions, part)[:-1]), strict=True):
             weight, s = p[f"{layer}.weight"], torch.sigmoid(x)
             inner = weight if upstream is None else torch.bmm(upstream, weight)
             upstream = inner * (s + x * s * (1 - s))  # the derivative of x sigmoid(x)
+        assert upstream is not None  # there are layers
         return torch.bmm(upstream, p["qt.0.weight"][:, :, : self.action_dim])
 
 
