@@ -1,6 +1,5 @@
 """The learning rules. This dict is the whole registry: `--algo` takes its keys."""
 
-from agents.agent import Agent
 from agents.awr import AWR
 from agents.bc import BC
 from agents.bcq import BCQ
@@ -12,11 +11,10 @@ from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
 from agents.idql import IDQL
 from agents.iql import IQL
+from agents.parts.agent import Agent
 from agents.qgpo import QGPO
 from agents.sfbc import SfBC
 from agents.td3_bc import TD3BC
-
-__all__ = ["AGENTS"]
 
 AGENTS: dict[str, type[Agent]] = {
     "diffcps": DiffCPS,

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, Transitions, blocks, normals
-from agents.networks import MLP, ValueNetwork, default_init
-from agents.published import required
-from agents.returns import backward
-
-__all__ = ["AWR"]
+from agents.parts.adam import Adam
+from agents.parts.agent import Agent, Batch, Draws, Transitions, blocks
+from agents.parts.critics import ValueNetwork
+from agents.parts.draws import Rng, normals
+from agents.parts.layers import MLP
+from agents.parts.parameters import default_init
+from agents.parts.published import required
+from agents.parts.returns import backward
 
 # Beside the advantages' deviation. Published, but there of A, here of A (1 - discount): where all actions are equally
 # good, as in the circle's bandit, V's last digits must not pass for advantages.
@@ -52,8 +54,8 @@ class AWR(Agent):
     ) -> None:
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n = config, self.num_seeds
-        self.actor = MLP([state_dim, c.hidden_dim, c.hidden_dim, action_dim], n, self.device)
-        self.critic = ValueNetwork(state_dim, n, self.device, c.hidden_dim, layers=2, activation=torch.relu)
+        self.actor = MLP([state_dim, c.hidden_dim, c.hidden_dim, action_dim], self.sizes)
+        self.critic = ValueNetwork(self.sizes, [c.hidden_dim] * 2, torch.relu)
         generators = self.init_generators()
         default_init(self.actor.parameters, generators)
         default_init(self.critic.parameters, generators)

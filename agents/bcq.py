@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, average, best_candidates, normals
-from agents.losses import soft_clipped_backup
-from agents.networks import Perturbation, TD3Critic, VariationalAutoencoder, default_init
-from agents.published import required
-
-__all__ = ["BCQ"]
+from agents.parts.adam import Adam
+from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.critics import TwinCritic
+from agents.parts.draws import Rng, candidates_best, normals
+from agents.parts.losses import soft_clipped_backup
+from agents.parts.parameters import average, default_init
+from agents.parts.policies import Perturbation
+from agents.parts.published import required
+from agents.parts.vae import VariationalAutoencoder
 
 BACKUP_ACTIONS = 10  # actions a next state in the critics' target
 
@@ -42,11 +45,11 @@ class BCQ(Agent):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n, box = config, self.num_seeds, self.max_action
+        c, n = config, self.num_seeds
         widths = [c.hidden_dim, 3 * c.hidden_dim // 4]
-        self.actor = Perturbation(state_dim, action_dim, box, c.phi, n, self.device, widths)
-        self.critic = TD3Critic(state_dim, action_dim, n, self.device, widths)
-        self.vae = VariationalAutoencoder(state_dim, action_dim, box, n, self.device, c.vae_hidden_dim)
+        self.actor = Perturbation(self.sizes, widths, c.phi)
+        self.critic = TwinCritic(self.sizes, widths, torch.relu, names=("l",))
+        self.vae = VariationalAutoencoder(self.sizes, c.vae_hidden_dim)
         generators = self.init_generators()
         for network in (self.actor, self.critic, self.vae):
             default_init(network.parameters, generators)
@@ -123,7 +126,7 @@ class BCQ(Agent):
         actions = self.actor(states, likely)
         shape = noise["code_noise"].shape[:3]
         values = self.critic(states, actions)[:, 0]
-        return best_candidates(values.view(shape), actions.view(*shape, -1))
+        return candidates_best(values.view(shape), actions.view(*shape, -1))
 
     # --- Published names --------------------------------------------------------------------------------
 

@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, average, best_candidates, normals
-from agents.losses import mmd, soft_clipped_backup
-from agents.networks import Parameters, TanhGaussian, TD3Critic, VariationalAutoencoder, default_init
-from agents.published import required
-
-__all__ = ["BEAR"]
+from agents.parts.adam import Adam
+from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.critics import TwinCritic
+from agents.parts.draws import Rng, candidates_best, normals
+from agents.parts.losses import mmd, soft_clipped_backup
+from agents.parts.parameters import Parameters, average, default_init
+from agents.parts.policies import TanhGaussian
+from agents.parts.published import required
+from agents.parts.vae import VariationalAutoencoder
 
 BACKUP_ACTIONS = 10  # actions a next state in the critics' target
 LOG_ALPHA = (-5.0, 10.0)  # bounds of the multiplier's logarithm
@@ -46,10 +49,10 @@ class BEAR(Agent):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n, box = config, self.num_seeds, self.max_action
-        self.actor = TanhGaussian(state_dim, action_dim, box, n, self.device, c.hidden_dim, layers=2)
-        self.critic = TD3Critic(state_dim, action_dim, n, self.device, [c.hidden_dim] * 2)
-        self.vae = VariationalAutoencoder(state_dim, action_dim, box, n, self.device, c.vae_hidden_dim)
+        c, n = config, self.num_seeds
+        self.actor = TanhGaussian(self.sizes, [c.hidden_dim] * 2)
+        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * 2, torch.relu, names=("l",))
+        self.vae = VariationalAutoencoder(self.sizes, c.vae_hidden_dim)
         generators = self.init_generators()
         for network in (self.actor, self.critic, self.vae):
             default_init(network.parameters, generators)
@@ -154,7 +157,7 @@ class BEAR(Agent):
         """The best of `action_candidates` actions a state by Q1."""
         actions = self.vae.actions(self.raw_actions(states, noise["noise"]))
         values = self.critic(states, actions.flatten(1, 2))[:, 0]
-        return best_candidates(values.view(actions.shape[:3]), actions)
+        return candidates_best(values.view(actions.shape[:3]), actions)
 
     # --- Published names --------------------------------------------------------------------------------
 

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, average, normals, uniforms
-from agents.losses import conservative_gap
-from agents.networks import Parameters, TanhGaussian, TwinCritic, default_init, shrink_layer
-from agents.published import required
-
-__all__ = ["CQL"]
+from agents.parts.adam import Adam
+from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.critics import TwinCritic
+from agents.parts.draws import Rng, normals, uniforms
+from agents.parts.losses import conservative_gap
+from agents.parts.parameters import Parameters, average, default_init, shrink_layer
+from agents.parts.policies import TanhGaussian
+from agents.parts.published import required
 
 LAYERS = 3  # hidden layers of every network
 SAMPLES = 10  # actions a state of each of the three kinds in the sum over actions, and of the max-Q backup
@@ -50,8 +52,8 @@ class CQL(Agent):
     ) -> None:
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n, on = config, self.num_seeds, self.device
-        self.actor = TanhGaussian(state_dim, action_dim, self.max_action, n, on, c.hidden_dim, layers=3)
-        self.critic = TwinCritic(state_dim, action_dim, n, on, c.hidden_dim, LAYERS, torch.relu)
+        self.actor = TanhGaussian(self.sizes, [c.hidden_dim] * LAYERS)
+        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
         generators = self.init_generators()
         for network in (self.actor, self.critic):
             default_init(network.parameters, generators)

@@ -2,24 +2,19 @@
 
     min_theta  L_d(theta) = E || eps - eps_theta(sqrt(alpha-bar_i) a + sqrt(1 - alpha-bar_i) eps, s, i) ||^2
 
-The smallest agent here: a network, an optimiser, the numbers an update draws, the update, and how to act. The README's
-"Add your own algorithm" walks through it.
+The smallest agent here: a network, an optimiser, the numbers an update draws, the update, and how to act. The page on
+adding an algorithm in docs/ walks through it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, integers, normals
-from agents.diffusion import Diffusion
-from agents.networks import NoiseNetwork, default_init
-from agents.published import policy_weights, required
-
-__all__ = ["DiffusionBC"]
+from agents.parts.agent import Agent, Batch, Draws, Outcome
+from agents.parts.diffusion import DiffusionPolicy
+from agents.parts.draws import Rng, integers, normals
 
 
 class DiffusionBC(Agent):
@@ -28,22 +23,10 @@ class DiffusionBC(Agent):
     METRICS = ("bc_loss", "actor_grad_norm")
     COMPILED = ("policy_loss",)
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        max_action: float,
-        config: Any,
-        seeds: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n = config, self.num_seeds
-        self.diffusion = Diffusion(c.beta_schedule, c.diffusion_steps, self.max_action, self.device)
-        self.actor = NoiseNetwork(state_dim, action_dim, c.diffusion_steps, n, self.device, c.hidden_dim)
-        default_init(self.actor.parameters, self.init_generators())
-        self.networks = {"actor": self.actor.parameters}
-        self.optimizers = {"actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm)}
+    def build(self) -> None:
+        c = self.config
+        policy = DiffusionPolicy(self.sizes, c.beta_schedule, c.diffusion_steps, c.hidden_dim)
+        self.actor = self.learn("actor", policy, c.learning_rate)
 
     def _draw(self, rng: Rng, batch_size: int, steps: int) -> dict[str, Tensor]:
         n = self.num_seeds
@@ -55,13 +38,11 @@ class DiffusionBC(Agent):
     # --- The update -------------------------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        loss, metrics = self.policy_loss(batch, draws)
-        metrics["actor_grad_norm"] = self.optimizers["actor"].step(self.actor.parameters.gradient(loss))
-        return metrics
+        return self.descend("actor", self.policy_loss(batch, draws))
 
-    def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """The denoising loss of the data's actions [S]."""
-        loss = self.diffusion.loss(self.actor, batch["actions"], batch["states"], draws["timesteps"], draws["noise"])
+        loss = self.actor.loss(batch["actions"], batch["states"], draws["timesteps"], draws["noise"])
         return loss, {"bc_loss": loss.detach()}
 
     # --- Acting -----------------------------------------------------------------------------------------
@@ -71,20 +52,5 @@ class DiffusionBC(Agent):
         return {"noise": normals(rng, self.num_seeds, 1, shape)[0]}
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-        """One sample of the policy a state: there is no critic to choose by."""
-        return self.diffusion.sample(self.actor, states, noise["noise"].transpose(1, 2))
-
-    # --- Published names --------------------------------------------------------------------------------
-
-    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Weights as the published code saves them (`actor`).
-
-        Raises ValueError for missing or misshapen weights, or a policy of another schedule.
-        """
-        actor = policy_weights(required(networks, "actor"), self.diffusion.betas)
-        for seed in range(self.num_seeds):
-            self.actor.parameters.load_member(seed, actor)
-
-    def published_state(self) -> list[dict[str, Any]]:
-        """One dict a seed: `actor` by published names."""
-        return [{"actor": self.actor.parameters.member_state(seed)} for seed in range(self.num_seeds)]
+        """One sample of the policy per state: there is no critic to choose by."""
+        return self.actor.sample(states, noise["noise"].transpose(1, 2))

@@ -16,33 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import (
-    Adam,
-    Agent,
-    Batch,
-    Draws,
-    Rng,
-    average,
-    candidates_softmax,
-    cosine_decay,
-    exponentials,
-    learning_rate_factor,
-    normals,
-)
-from agents.edm import EDM
-from agents.losses import expectile_loss
-from agents.networks import (
-    EDMNetwork,
-    NormalizedTwinCritic,
-    TanhGaussian,
-    ValueNetwork,
-    default_init,
-    gradients,
-    orthogonal_init,
-)
-from agents.published import required
-
-__all__ = ["DTQL"]
+from agents.parts.adam import Adam, cosine_decay, learning_rate_factor
+from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.critics import TwinCritic, ValueNetwork
+from agents.parts.draws import Rng, candidates_softmax, exponentials, normals
+from agents.parts.edm import EDM, EDMNetwork
+from agents.parts.losses import expectile_loss
+from agents.parts.parameters import average, default_init, gradients, orthogonal_init
+from agents.parts.policies import TanhGaussian
+from agents.parts.published import required
 
 PRETRAINING, TRAINING = 0, 1  # phases
 
@@ -68,12 +50,10 @@ class DTQL(Agent):
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n = config, self.num_seeds
         self.edm = EDM(c.sigma_min, c.sigma_max, c.sigma_data, c.clip_denoised)
-        self.critic = NormalizedTwinCritic(state_dim, action_dim, n, self.device, c.hidden_dim)
-        self.value = ValueNetwork(state_dim, n, self.device, c.hidden_dim)
-        self.bc_actor = EDMNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
-        self.distill_actor = TanhGaussian(
-            state_dim, action_dim, self.max_action, n, self.device, c.hidden_dim, layers=3
-        )
+        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * 3, norm=True)
+        self.value = ValueNetwork(self.sizes, [c.hidden_dim] * 3)
+        self.bc_actor = EDMNetwork(self.sizes, c.hidden_dim)
+        self.distill_actor = TanhGaussian(self.sizes, [c.hidden_dim] * 3)
         generators = self.init_generators()
         for network in (self.critic, self.value, self.bc_actor):
             default_init(network.parameters, generators)
@@ -182,7 +162,7 @@ class DTQL(Agent):
         q_loss = -self.constant_critic(states, actions).amin(dim=1).mean(dim=1)
         gamma_loss = torch.zeros_like(q_loss)
         if c.gamma > 0:
-            gamma_loss = -self.distill_actor.log_likelihood(mean, log_std, batch["actions"]).mean(dim=1)
+            gamma_loss = -self.distill_actor.published_log_likelihood(mean, log_std, batch["actions"]).mean(dim=1)
         loss = c.alpha * distill_loss + q_loss + c.gamma * gamma_loss
         parts = {"distill_loss": distill_loss, "q_loss": q_loss, "gamma_loss": gamma_loss, "actor_loss": loss}
         return loss, {name: part.detach() for name, part in parts.items()}

@@ -18,27 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import (
-    Adam,
-    Agent,
-    Batch,
-    Draws,
-    Rng,
-    average,
-    candidates_best,
-    candidates_softmax,
-    cosine_decay,
-    exponentials,
-    integers,
-    keep_masks,
-    normals,
-)
-from agents.diffusion import Diffusion
-from agents.losses import expectile_loss, implicit_policy_weights
-from agents.networks import ResidualNoiseNetwork, TwinCritic, ValueNetwork, xavier_init
-from agents.published import required
-
-__all__ = ["IDQL"]
+from agents.parts.adam import Adam, cosine_decay
+from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.critics import TwinCritic, ValueNetwork
+from agents.parts.diffusion import Diffusion, ResidualNoiseNetwork
+from agents.parts.draws import Rng, candidates_best, candidates_softmax, exponentials, integers, keep_masks, normals
+from agents.parts.losses import expectile_loss, implicit_policy_weights
+from agents.parts.parameters import average, xavier_init
+from agents.parts.published import required
 
 LAYERS = 2  # hidden layers of Q and V
 
@@ -64,11 +51,9 @@ class IDQL(Agent):
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n, on = config, self.num_seeds, self.device
         self.diffusion = Diffusion(c.beta_schedule, c.diffusion_steps, self.max_action, on)
-        self.actor = ResidualNoiseNetwork(
-            state_dim, action_dim, c.diffusion_steps, n, on, c.hidden_dim, c.residual_blocks, c.dropout
-        )
-        self.critic = TwinCritic(state_dim, action_dim, n, on, c.hidden_dim, LAYERS, torch.relu)
-        self.value = ValueNetwork(state_dim, n, on, c.hidden_dim, LAYERS, torch.relu)
+        self.actor = ResidualNoiseNetwork(self.sizes, c.diffusion_steps, c.hidden_dim, c.residual_blocks, c.dropout)
+        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
+        self.value = ValueNetwork(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
         generators = self.init_generators()
         self.actor.initialize(generators)
         for network in (self.critic, self.value):

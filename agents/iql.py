@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, average, cosine_decay, keep_masks
-from agents.losses import advantage_weights, expectile_loss
-from agents.networks import GaussianPolicy, TwinCritic, ValueNetwork, orthogonal_init
-from agents.published import required
-
-__all__ = ["IQL"]
+from agents.parts.adam import Adam, cosine_decay
+from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.critics import TwinCritic, ValueNetwork
+from agents.parts.draws import Rng, keep_masks
+from agents.parts.losses import advantage_weights, expectile_loss
+from agents.parts.parameters import average, orthogonal_init
+from agents.parts.policies import BoxGaussian
+from agents.parts.published import required
 
 LAYERS = 2  # hidden layers of every network
 
@@ -46,9 +48,9 @@ class IQL(Agent):
     ) -> None:
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n, on = config, self.num_seeds, self.device
-        self.actor = GaussianPolicy(state_dim, action_dim, self.max_action, n, on, c.hidden_dim, LAYERS, c.dropout)
-        self.critic = TwinCritic(state_dim, action_dim, n, on, c.hidden_dim, LAYERS, torch.relu)
-        self.value = ValueNetwork(state_dim, n, on, c.hidden_dim, LAYERS, torch.relu)
+        self.actor = BoxGaussian(self.sizes, [c.hidden_dim] * LAYERS, own_std=False, dropout=c.dropout)
+        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
+        self.value = ValueNetwork(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
         generators = self.init_generators()
         for network in (self.actor, self.critic, self.value):
             orthogonal_init(network.parameters, generators, gain=math.sqrt(2))
@@ -111,7 +113,7 @@ class IQL(Agent):
         with torch.no_grad():
             advantages = self.critic_target(states, actions).amin(dim=1) - self.value(states)
             weights = advantage_weights(advantages, self.config.beta)
-        likelihood = self.actor.log_likelihood(states, actions, draws.get("kept"))
+        likelihood = self.actor.log_density(*self.actor(states, draws.get("kept")), actions)
         loss = -(weights * likelihood).mean(dim=1)
         metrics = {"actor_loss": loss.detach(), "bc_loss": -likelihood.detach().mean(dim=1)}
         return loss, {**metrics, "advantage": advantages.mean(dim=1)}
@@ -132,7 +134,7 @@ class IQL(Agent):
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """The policy's mean: the published evaluation has temperature 0."""
-        return self.actor.actions(states)
+        return self.actor.actions(*self.actor(states))
 
     # --- Weights by name ------------------------------------------------------------------------------
 

@@ -22,24 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import (
-    Adam,
-    Agent,
-    Batch,
-    Draws,
-    Rng,
-    Transitions,
-    average,
-    blocks,
-    learning_rate_factor,
-    normals,
-    uniforms,
-)
-from agents.networks import TwinCritic, default_init
-from agents.published import required
-from agents.sde import EnergyNetwork, ScoreNetwork, Solver, denoising_loss, score_init, signal_and_spread
-
-__all__ = ["QGPO"]
+from agents.parts.adam import Adam, learning_rate_factor
+from agents.parts.agent import Agent, Batch, Draws, Transitions, blocks
+from agents.parts.critics import TwinCritic
+from agents.parts.draws import Rng, normals, uniforms
+from agents.parts.parameters import average, default_init
+from agents.parts.published import required
+from agents.parts.sde import EnergyNetwork, ScoreNetwork, Solver, denoising_loss, score_init, signal_and_spread
 
 PRETRAINING, TRAINING, ENERGY_ALONE = 0, 1, 2  # phases
 EARLIEST = 1e-3  # least time of both losses, as published
@@ -67,9 +56,9 @@ class QGPO(Agent):
         c, n = config, self.num_seeds
         self.solver = Solver(c.diffusion_steps, order=2, data=True, device=self.device)
         self.spread = signal_and_spread(self.solver.times.double())[1].tolist()
-        self.actor = ScoreNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
-        self.critic = TwinCritic(state_dim, action_dim, n, self.device, c.hidden_dim, activation=torch.relu)
-        self.energy = EnergyNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
+        self.actor = ScoreNetwork(self.sizes, c.hidden_dim)
+        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * 3, torch.relu)
+        self.energy = EnergyNetwork(self.sizes, c.hidden_dim)
         generators = self.init_generators()
         score_init(self.actor.parameters, generators)
         default_init(self.critic.parameters, generators)

@@ -27,25 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from agents.agent import (
-    Adam,
-    Agent,
-    Batch,
-    Draws,
-    Rng,
-    Transitions,
-    blocks,
-    exponentials,
-    learning_rate_factor,
-    normals,
-    uniforms,
-)
-from agents.networks import MLP, default_init
-from agents.published import required
-from agents.returns import backward
-from agents.sde import ScoreNetwork, Solver, denoising_loss, score_init
-
-__all__ = ["SfBC"]
+from agents.parts.adam import Adam, learning_rate_factor
+from agents.parts.agent import Agent, Batch, Draws, Transitions, blocks
+from agents.parts.draws import Rng, exponentials, normals, uniforms
+from agents.parts.layers import MLP
+from agents.parts.parameters import default_init
+from agents.parts.published import required
+from agents.parts.returns import backward
+from agents.parts.sde import ScoreNetwork, Solver, denoising_loss, score_init
 
 PRETRAINING, TRAINING = 0, 1  # phases
 EARLIEST = 1e-5  # least time of the denoising loss, as published
@@ -70,9 +59,9 @@ class SfBC(Agent):
         super().__init__(state_dim, action_dim, max_action, config, seeds, device)
         c, n = config, self.num_seeds
         self.solver = Solver(c.diffusion_steps, order=3, data=True, device=self.device)
-        self.actor = ScoreNetwork(state_dim, action_dim, n, self.device, c.hidden_dim)
-        sizes = [state_dim + action_dim, *[c.hidden_dim] * c.critic_layers, 1]
-        self.critic = MLP(sizes, n, self.device, silu, "sort")
+        self.actor = ScoreNetwork(self.sizes, c.hidden_dim)
+        widths = [state_dim + action_dim, *[c.hidden_dim] * c.critic_layers, 1]
+        self.critic = MLP(widths, self.sizes, silu, "sort")
         generators = self.init_generators()
         default_init(self.critic.parameters, generators)  # first: a planning makes the same weights again
         score_init(self.actor.parameters, generators)

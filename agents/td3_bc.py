@@ -7,17 +7,17 @@ A deterministic policy over states of mean 0 and deviation 1. Its official code 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from agents.agent import Adam, Agent, Batch, Draws, Rng, Transitions, average, normals
-from agents.networks import DeterministicActor, Parameters, TD3Critic, default_init
-from agents.published import required
-
-__all__ = ["TD3BC"]
+from agents.parts.agent import Agent, Batch, Draws, Outcome, Transitions
+from agents.parts.critics import TwinCritic
+from agents.parts.draws import Rng, normals
+from agents.parts.losses import td_target, twin_error
+from agents.parts.parameters import Parameters
+from agents.parts.policies import DeterministicActor
 
 LEAST_DEVIATION = 1e-3  # added to the states' deviations, as published: a constant state is no division by zero
 
@@ -25,43 +25,21 @@ LEAST_DEVIATION = 1e-3  # added to the states' deviations, as published: a const
 class TD3BC(Agent):
     """The agent of `--algo td3_bc`; `config` is a `hyperparameters.TD3BCConfig`."""
 
-    METRICS = (
-        "bc_loss", "q_loss", "actor_loss", "critic_loss", "q_mean", "actor_grad_norm", "critic_grad_norm",
-    )  # fmt: skip
+    METRICS = ("bc_loss", "q_loss", "actor_loss", "critic_loss", "q_mean", "actor_grad_norm", "critic_grad_norm")
     COMPILED = ("critic_loss", "policy_loss")
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        max_action: float,
-        config: Any,
-        seeds: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n, widths = config, self.num_seeds, [config.hidden_dim] * 2
-        self.actor = DeterministicActor(state_dim, action_dim, self.max_action, n, self.device, widths)
-        self.critic = TD3Critic(state_dim, action_dim, n, self.device, widths)
-        generators = self.init_generators()
-        default_init(self.actor.parameters, generators)
-        default_init(self.critic.parameters, generators)
-        self.actor_target, self.critic_target = self.actor.averaged(), self.critic.averaged()
+    def build(self) -> None:
+        c, widths = self.config, [self.config.hidden_dim] * 2
+        self.actor = self.learn("actor", DeterministicActor(self.sizes, widths), c.learning_rate)
+        critic = TwinCritic(self.sizes, widths, torch.relu, names=("l",))
+        self.critic = self.learn("critic", critic, c.critic_learning_rate)
+        self.actor_target = self.average_of("actor_target", self.actor, 1 - c.tau)
+        self.critic_target = self.average_of("critic_target", self.critic, 1 - c.tau)
         self.constant_critic = self.critic.frozen()
-        shapes = {"mean": (state_dim,), "deviation": (state_dim,)}
-        self.normalizer = Parameters(shapes, n, self.device, trainable=False)
+        shapes = {"mean": (self.state_dim,), "deviation": (self.state_dim,)}
+        self.normalizer = Parameters(shapes, self.num_seeds, self.device, trainable=False)
         self.normalizer["deviation"].fill_(1.0)
-        self.networks = {
-            "actor": self.actor.parameters,
-            "critic": self.critic.parameters,
-            "actor_target": self.actor_target.parameters,
-            "critic_target": self.critic_target.parameters,
-            "normalizer": self.normalizer,
-        }
-        self.optimizers = {
-            "actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm),
-            "critic": Adam(self.critic.parameters, n, c.critic_learning_rate, c.grad_norm),
-        }
+        self.networks["normalizer"] = self.normalizer  # saved, but not learnt and not published
 
     @property
     def period(self) -> int:
@@ -86,18 +64,14 @@ class TD3BC(Agent):
     # --- The update -------------------------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        c = self.config
-        loss, metrics = self.critic_loss(batch, draws)
-        metrics["critic_grad_norm"] = self.optimizers["critic"].step(self.critic.parameters.gradient(loss))
-        if (step + 1) % c.policy_interval == 0:  # the published loop counts from 1
-            loss, policy_metrics = self.policy_loss(batch, draws)
-            metrics["actor_grad_norm"] = self.optimizers["actor"].step(self.actor.parameters.gradient(loss))
-            metrics |= policy_metrics
-            average(self.critic_target.parameters, self.critic.parameters, c.tau)
-            average(self.actor_target.parameters, self.actor.parameters, c.tau)
+        metrics = self.descend("critic", self.critic_loss(batch, draws))
+        if (step + 1) % self.config.policy_interval == 0:  # the published loop counts from 1
+            metrics |= self.descend("actor", self.policy_loss(batch, draws))
+            self.critic_target.follow(self.critic)
+            self.actor_target.follow(self.actor)
         return metrics
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Both critics' squared errors against r + gamma min(Q1', Q2')(s', pi'(s') + clipped noise) [S]."""
         c, box = self.config, self.max_action
         with torch.no_grad():
@@ -105,13 +79,11 @@ class TD3BC(Agent):
             bound = c.target_noise_clip * box
             noise = (draws["target_noise"] * (c.target_noise * box)).clamp(-bound, bound)
             next_actions = (self.actor_target(next_states) + noise).clamp(-box, box)
-            bootstrap = self.critic_target(next_states, next_actions).amin(dim=1)
-            target = batch["rewards"][..., 0] + c.discount * batch["not_dones"][..., 0] * bootstrap
-        errors = self.critic(self.normalized(batch["states"]), batch["actions"]) - target.unsqueeze(1)
-        loss = errors.square().mean(dim=2).sum(dim=1)
+            target = td_target(batch, c.discount, self.critic_target(next_states, next_actions).amin(dim=1))
+        loss = twin_error(self.critic(self.normalized(batch["states"]), batch["actions"]), target)
         return loss, {"critic_loss": loss.detach(), "q_mean": target.mean(dim=1)}
 
-    def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """(pi(s) - a)^2 - alpha Q1(s, pi(s)) / mean |Q1| [S]."""
         states = self.normalized(batch["states"])
         actions = self.actor(states)
@@ -124,35 +96,7 @@ class TD3BC(Agent):
     # --- Acting -----------------------------------------------------------------------------------------
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
-        """Nothing: the policy is deterministic."""
-        return {}
+        return {}  # the policy is deterministic
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         return self.actor(self.normalized(states))
-
-    # --- Published names --------------------------------------------------------------------------------
-
-    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Weights as the published code saves them (`actor`, `critic`); missing targets are copied from these.
-
-        The states' mean and deviation are not among them: they come from the data. Raises ValueError for missing or
-        misshapen weights.
-        """
-        actor, critic = required(networks, "actor"), required(networks, "critic")
-        for seed in range(self.num_seeds):
-            self.actor.parameters.load_member(seed, actor)
-            self.critic.load_seed(seed, critic)
-            self.actor_target.parameters.load_member(seed, networks.get("actor_target", actor))
-            self.critic_target.load_seed(seed, networks.get("critic_target", critic))
-
-    def published_state(self) -> list[dict[str, Any]]:
-        """One dict a seed: `actor`, `critic`, `actor_target`, `critic_target` by published names."""
-        return [
-            {
-                "actor": self.actor.parameters.member_state(seed),
-                "critic": self.critic.seed_state(seed),
-                "actor_target": self.actor_target.parameters.member_state(seed),
-                "critic_target": self.critic_target.seed_state(seed),
-            }
-            for seed in range(self.num_seeds)
-        ]

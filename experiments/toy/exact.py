@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.diffusion import Diffusion
-from agents.sde import Solver, signal_and_spread
+from agents.parts.diffusion import Diffusion
+from agents.parts.sde import Solver, signal_and_spread
 from utils.data import bandit
 
 __all__ = ["ExactNetwork", "chain_actions", "exact_noise", "solver_actions"]
@@ -31,7 +31,7 @@ def exact_noise(x: Tensor, signal: Tensor, spread: Tensor, data: Tensor) -> Tens
 
 
 class ExactNetwork:
-    """Stands in for agents.networks.NoiseNetwork of one seed: the condition is the step's number."""
+    """Stands in for agents.parts.diffusion.NoiseNetwork of one seed: the condition is the step's number."""
 
     def __init__(self, diffusion: Diffusion, data: Tensor) -> None:
         self.diffusion, self.data = diffusion, data  # [M, 2]

@@ -1,4 +1,4 @@
-"""One tester that every agent in AGENTS passes: what `agents/agent.py` promises, whatever the learning rule."""
+"""One tester that every agent in AGENTS passes: what `agents/parts/agent.py` promises, whatever the learning rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperparameters
 from agents import AGENTS
-from agents.agent import Agent
+from agents.parts.agent import Agent
 from tests import small
 from utils.data.dataset import Columns
 
@@ -276,7 +276,7 @@ def test_acting_in_chunks_changes_nothing(algo: str, monkeypatch: pytest.MonkeyP
     active = torch.tensor([[1, 1, 1, 1, 0, 1], [1, 0, 0, 0, 1, 1]]).bool()
     whole, some = agent.act(states, rngs([0, 1])), agent.act(states[:, :6], rngs([0, 1]), active)
     calls, plain = [], agent.actions_for
-    monkeypatch.setattr("agents.agent.CHUNK", {"cpu": 2 * 2 * getattr(agent.config, "action_candidates", 1)})
+    monkeypatch.setattr("agents.parts.agent.CHUNK", {"cpu": 2 * 2 * getattr(agent.config, "action_candidates", 1)})
     monkeypatch.setattr(agent, "actions_for", lambda states, noise: calls.append(states.shape) or plain(states, noise))
     torch.testing.assert_close(agent.act(states, rngs([0, 1])), whole, rtol=1e-4, atol=1e-5)
     assert [shape[1] for shape in calls] == [2, 2, 2, 1]
@@ -320,7 +320,7 @@ def test_a_plan_does_not_depend_on_how_many_rows_are_handled_at_once(
     same_draws = lambda rng, seeds, steps, shape: torch.full((steps, seeds, *shape), 0.3)  # noqa: E731
     monkeypatch.setattr(f"{type(agent).__module__}.normals", same_draws, raising=False)
     whole = {name: value.clone() for name, value in planned(agent).items()}
-    monkeypatch.setattr("agents.agent.PLAN_ROWS", 7)  # several blocks and a short last one
+    monkeypatch.setattr("agents.parts.agent.PLAN_ROWS", 7)  # several blocks and a short last one
     for name, value in planned(agent).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-5, msg=name)
 

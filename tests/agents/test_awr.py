@@ -11,7 +11,7 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.returns import backward
+from agents.parts.returns import backward
 from utils.data.dataset import Columns, Dataset
 from utils.seeding import torch_generators
 from utils.training.runner import Runner

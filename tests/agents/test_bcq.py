@@ -9,10 +9,12 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.agent import best_candidates
 from agents.bcq import BCQ
-from agents.losses import soft_clipped_backup
-from agents.networks import Perturbation, VariationalAutoencoder, default_init
+from agents.parts.draws import candidates_best
+from agents.parts.losses import soft_clipped_backup
+from agents.parts.parameters import Sizes, default_init
+from agents.parts.policies import Perturbation
+from agents.parts.vae import VariationalAutoencoder
 from tests import parity
 
 
@@ -67,11 +69,11 @@ def test_soft_clipped_backup_closed_form() -> None:
 def test_best_candidates_takes_each_states_best() -> None:
     values = torch.tensor([[[0.0, 2.0, 1.0], [5.0, -1.0, 4.0]]])
     actions = torch.arange(12.0).view(1, 2, 3, 2)
-    assert best_candidates(values, actions).tolist() == [[[2.0, 3.0], [6.0, 7.0]]]
+    assert candidates_best(values, actions).tolist() == [[[2.0, 3.0], [6.0, 7.0]]]
 
 
 def test_a_perturbation_stays_within_phi_and_the_box() -> None:
-    network = Perturbation(3, 2, 2.0, 0.1, 1, "cpu", [8, 6])
+    network = Perturbation(Sizes(3, 2, 2.0), [8, 6], 0.1)
     states, actions = torch.randn(1, 5, 3), (torch.rand(1, 20, 2) * 2 - 1) * 2
     assert torch.equal(network(states, actions), actions)  # all weights 0
     with torch.no_grad():
@@ -82,7 +84,7 @@ def test_a_perturbation_stays_within_phi_and_the_box() -> None:
 
 def test_the_autoencoders_loss_in_closed_form() -> None:
     """Weights 0: the code has the mean and deviation of the biases, the decoded action the bias of the last layer."""
-    vae = VariationalAutoencoder(3, 2, 2.0, 1, "cpu", 8)
+    vae = VariationalAutoencoder(Sizes(3, 2, 2.0), 8)
     with torch.no_grad():
         vae.parameters["mean.bias"].copy_(torch.tensor([[0.5, 0.0, -1.0, 2.0]]))
         vae.parameters["log_std.bias"].copy_(torch.tensor([[-1.0, 0.0, 0.3, -9.0]]))  # the last is cut at -4

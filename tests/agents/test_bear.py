@@ -12,7 +12,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from agents.bear import BEAR
-from agents.losses import KERNELS, mmd
+from agents.parts.losses import KERNELS, mmd
 from tests import parity
 
 

@@ -14,9 +14,9 @@ from torch.distributions.transforms import TanhTransform
 from torch.nn import functional as F
 
 import hyperparameters
-from agents.agent import average
 from agents.cql import CQL, IMPROVING
-from agents.losses import conservative_gap
+from agents.parts.losses import conservative_gap
+from agents.parts.parameters import average
 from tests.d3rlpy_cases import Recording
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 6, 0.8

@@ -10,7 +10,7 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.agent import learning_rate_factor
+from agents.parts.adam import learning_rate_factor
 from tests import parity
 
 
@@ -62,7 +62,7 @@ def test_recorded_updates_are_reproduced(seeds: int) -> None:
 def test_the_multiplier_goes_out_and_comes_in_with_the_weights() -> None:
     config = hyperparameters.get("diffcps", "hopper-medium-v2", lambda_init=2.5)
     first, second = (AGENTS["diffcps"](11, 3, 1.0, config, [seed]) for seed in (0, 1))
-    first.multiplier.flat.fill_(-0.75)  # wound up below lambda_min
+    first.lambda_.flat.fill_(-0.75)  # wound up below lambda_min
     second.load_published(first.published_state()[0])
     assert second.published_state()[0]["lambda"].item() == -0.75
     without = {k: v for k, v in first.published_state()[0].items() if k != "lambda"}
@@ -77,9 +77,9 @@ def test_anti_windup_clamps_what_is_stored() -> None:
             "diffcps", "hopper-medium-v2", lambda_min=0.3, lambda_anti_windup=anti_windup, lambda_learning_rate=1.0
         )
         agent = AGENTS["diffcps"](11, 3, 1.0, config, [0])
-        agent.multiplier.flat.fill_(0.0)
-        agent._step_multiplier(torch.tensor([0.0]))  # far under kappa: one step of Adam, of size 1, downwards
-        assert agent.multiplier.flat.item() == pytest.approx(expected, abs=1e-3)
+        agent.lambda_.flat.fill_(0.0)
+        agent.ascend("lambda", torch.tensor([-agent.config.kappa]))  # one step of Adam, of size 1, downwards
+        assert agent.lambda_.flat.item() == pytest.approx(expected, abs=1e-3)
         assert agent.lambda_().item() == pytest.approx(0.3)
 
 

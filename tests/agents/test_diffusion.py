@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from agents.diffusion import Diffusion, beta_schedule
-from agents.networks import NoiseNetwork
+from agents.parts.diffusion import Diffusion, NoiseNetwork, beta_schedule
+from agents.parts.parameters import Sizes
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
@@ -92,7 +92,7 @@ def test_one_step_of_the_chain_is_the_gaussian_posterior() -> None:
 
 def test_the_chain_is_differentiable() -> None:
     diffusion = Diffusion("vp", 3, max_action=1.0, device="cpu")
-    network = NoiseNetwork(4, 2, 3, 1, "cpu")
+    network = NoiseNetwork(Sizes(4, 2), 3, 256)
     with torch.no_grad():
         network.parameters.flat.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
     actions = diffusion.sample(network, torch.randn(1, 8, 4), 0.3 * torch.randn(1, 3, 8, 2))

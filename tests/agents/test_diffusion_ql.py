@@ -10,7 +10,7 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.diffusion import beta_schedule
+from agents.parts.diffusion import beta_schedule
 from benchmarks.plain import PlainDiffusionLearner
 from tests import parity
 

@@ -10,8 +10,8 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.edm import EDM
-from agents.losses import expectile_loss
+from agents.parts.edm import EDM
+from agents.parts.losses import expectile_loss
 from benchmarks.plain_dtql import PlainDTQL
 from tests import parity
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperparameters
-from agents.diffusion import Diffusion, beta_schedule
 from agents.idql import IDQL
-from agents.losses import expectile_loss, implicit_policy_weights
+from agents.parts.diffusion import Diffusion, beta_schedule
+from agents.parts.losses import expectile_loss, implicit_policy_weights
 
 STATES, ACTIONS, ROWS, MAX_ACTION, WIDTH = 5, 3, 12, 0.8, 16
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperparameters
-from agents.agent import average
 from agents.iql import IQL
-from agents.losses import advantage_weights, expectile_loss
+from agents.parts.losses import advantage_weights, expectile_loss
+from agents.parts.parameters import average
 from tests.d3rlpy_cases import Recording
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 12, 0.8
@@ -147,11 +147,9 @@ def test_dropout_keeps_the_share_that_it_says() -> None:
     kept = agent.draw([torch.Generator().manual_seed(s) for s in (0, 1)], 512)["kept"]
     assert kept.shape == (2, 512, 32) and kept.dtype == torch.bool
     assert abs(kept.float().mean() - 0.9) < 0.01
-    batch = transitions(0, rows=512)
-    plain = agent.actor.log_likelihood(batch["states"].expand(2, -1, -1), batch["actions"].expand(2, -1, -1))
-    all_kept = agent.actor.log_likelihood(
-        batch["states"].expand(2, -1, -1), batch["actions"].expand(2, -1, -1), torch.ones_like(kept)
-    )
+    states, actions = (transitions(0, rows=512)[k].expand(2, -1, -1) for k in ("states", "actions"))
+    plain = agent.actor.log_density(*agent.actor(states), actions)
+    all_kept = agent.actor.log_density(*agent.actor(states, torch.ones_like(kept)), actions)
     assert not torch.allclose(plain, all_kept)  # what is kept is scaled up, to the same mean
 
 
@@ -213,7 +211,7 @@ def test_the_policys_optimum_is_the_weighted_mean_and_deviation() -> None:
 
 def test_bc_loss_is_the_datas_negative_log_likelihood_without_the_weights() -> None:
     agent, batch = make(), transitions(4, rows=16)
-    normal = torch.distributions.Normal(agent.actor.actions(batch["states"]) / MAX_ACTION, 1.0)
+    normal = torch.distributions.Normal(agent.actor.actions(*agent.actor(batch["states"])) / MAX_ACTION, 1.0)
     with torch.no_grad():
         agent.actor.parameters["log_std"].zero_()
     loss, metrics = agent.policy_loss(batch, {})
@@ -240,16 +238,17 @@ def test_the_density_is_the_normal_one_over_the_unit_box() -> None:
     states, actions = torch.randn(2, 7, STATES), torch.randn(2, 7, ACTIONS)
     with torch.no_grad():
         agent.actor.parameters["log_std"].copy_(torch.tensor([[0.3, -9.0, 5.0], [0.0, -1.0, 1.0]]))
-    mean, log_std = agent.actor.actions(states) / MAX_ACTION, torch.tensor([[0.3, -5.0, 2.0], [0.0, -1.0, 1.0]])
+    mean = agent.actor.actions(*agent.actor(states)) / MAX_ACTION
+    log_std = torch.tensor([[0.3, -5.0, 2.0], [0.0, -1.0, 1.0]])
     normal = torch.distributions.Normal(mean, log_std.exp().unsqueeze(1))
     expected = normal.log_prob(actions / MAX_ACTION).sum(dim=2)
-    torch.testing.assert_close(agent.actor.log_likelihood(states, actions), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(agent.actor.log_density(*agent.actor(states), actions), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_evaluation_takes_the_mean() -> None:
     agent, states = make(seeds=(0, 1)), torch.randn(2, 6, STATES)
     first, second = (agent.act(states, torch.Generator().manual_seed(s)) for s in (0, 1))
-    assert torch.equal(first, second) and torch.equal(first, agent.actor.actions(states).detach())
+    assert torch.equal(first, second) and torch.equal(first, agent.actor.actions(*agent.actor(states)).detach())
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 import hyperparameters
 from agents import AGENTS
-from agents.networks import NoiseNetwork, Parameters, TwinCritic, default_init, linear, mish, sinusoidal_embedding
+from agents.parts.critics import TwinCritic
+from agents.parts.diffusion import NoiseNetwork
+from agents.parts.layers import linear, mish, sinusoidal_embedding
+from agents.parts.parameters import Parameters, Sizes, default_init
 
 
 def test_mish_and_its_derivative_equal_the_library_in_double_precision() -> None:
@@ -69,7 +72,7 @@ def test_loading_names_what_is_missing_or_misshapen() -> None:
 
 def test_initial_weights_depend_on_the_own_seed_alone_and_keep_to_the_bound() -> None:
     def start(seeds: list[int]) -> TwinCritic:
-        critic = TwinCritic(11, 3, len(seeds), "cpu")
+        critic = TwinCritic(Sizes(11, 3, seeds=len(seeds)), [256] * 3)
         default_init(critic.parameters, [torch.Generator().manual_seed(s) for s in seeds])
         return critic
 
@@ -81,7 +84,7 @@ def test_initial_weights_depend_on_the_own_seed_alone_and_keep_to_the_bound() ->
 
 
 def test_twin_critic_equals_the_written_out_network() -> None:
-    critic = TwinCritic(5, 2, seeds=2, device="cpu")
+    critic = TwinCritic(Sizes(5, 2, seeds=2), [256] * 3)
     default_init(critic.parameters, [torch.Generator().manual_seed(s) for s in (0, 1)])
     states, actions = torch.randn(2, 4, 5), torch.randn(2, 12, 2)  # three actions a state
     values = critic(states, actions)
@@ -100,7 +103,7 @@ def test_twin_critic_equals_the_written_out_network() -> None:
 
 
 def test_the_chosen_critic_gives_gradients_to_the_actions_only() -> None:
-    critic = TwinCritic(5, 2, seeds=1, device="cpu")
+    critic = TwinCritic(Sizes(5, 2), [256] * 3)
     default_init(critic.parameters, [torch.Generator().manual_seed(0)])
     actions = torch.randn(1, 4, 2, requires_grad=True)
     value = critic.one(torch.tensor([0]), torch.randn(1, 4, 5), actions).sum()
@@ -110,7 +113,7 @@ def test_the_chosen_critic_gives_gradients_to_the_actions_only() -> None:
 
 
 def test_noise_network_equals_the_written_out_network() -> None:
-    network = NoiseNetwork(5, 2, diffusion_steps=4, seeds=2, device="cpu")
+    network = NoiseNetwork(Sizes(5, 2, seeds=2), 4, 256)
     default_init(network.parameters, [torch.Generator().manual_seed(s) for s in (0, 1)])
     states, actions, step = torch.randn(2, 6, 5), torch.randn(2, 6, 2), 3
     condition = network.state_part(states) + network.time_part()[:, step : step + 1]

@@ -10,7 +10,8 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from agents.sde import EnergyNetwork, Solver, score_init, signal_and_spread
+from agents.parts.parameters import Sizes
+from agents.parts.sde import EnergyNetwork, Solver, score_init, signal_and_spread
 from tests import small
 from utils.seeding import torch_generators
 from utils.training.runner import Runner
@@ -100,7 +101,7 @@ def test_with_noise_the_optimum_is_the_expected_exponential_of_the_energy() -> N
 
 
 def test_the_energys_gradient_equals_automatic_differentiation() -> None:
-    energy = EnergyNetwork(5, 3, 2, "cpu", 16)
+    energy = EnergyNetwork(Sizes(5, 3, seeds=2), 16)
     score_init(energy.parameters, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
     states, times = torch.randn(2, 4, 5), torch.rand(2, 4)
     actions = torch.randn(2, 12, 3, requires_grad=True)  # three a state
@@ -113,7 +114,7 @@ def test_the_energys_gradient_equals_automatic_differentiation() -> None:
 
 
 def test_the_energy_network_equals_the_written_out_one() -> None:
-    energy = EnergyNetwork(5, 3, 2, "cpu", 16)
+    energy = EnergyNetwork(Sizes(5, 3, seeds=2), 16)
     score_init(energy.parameters, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
     states, times, actions = torch.randn(2, 6, 5), torch.rand(2, 6), torch.randn(2, 6, 3)
     got = energy(actions, energy.state_part(states) + energy.time_part(times))

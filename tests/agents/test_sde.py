@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.sde import (
+from agents.parts.parameters import Sizes
+from agents.parts.sde import (
     END,
     ScoreNetwork,
     Solver,
@@ -117,7 +118,7 @@ def test_signal_and_spread_closed_form() -> None:
 
 
 def network(seeds: int = 2, state_dim: int = 5, action_dim: int = 3, hidden_dim: int = 12) -> ScoreNetwork:
-    made = ScoreNetwork(state_dim, action_dim, seeds, "cpu", hidden_dim)
+    made = ScoreNetwork(Sizes(state_dim, action_dim, seeds=seeds), hidden_dim)
     score_init(made.parameters, [torch.Generator().manual_seed(seed) for seed in range(seeds)])
     return made
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.diffusion import Diffusion
+from agents.parts.diffusion import Diffusion
 from experiments import figure1_toy
 from experiments.figure1_toy import DATA, Method, Toy, main, parse
 from experiments.study.training import continue_run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.networks import Parameters
+from agents.parts.parameters import Parameters
 from utils.training.evaluation import Evaluator, environment_rngs, evaluate
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperparameters
 from agents import AGENTS
-from agents.agent import normals
+from agents.parts.draws import normals
 from tests import small
 from utils.errors import UserError
 from utils.runs import checkpoint

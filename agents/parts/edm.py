@@ -14,13 +14,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agents.agent import Rng, integers
-from agents.networks import EDMNetwork
-
-__all__ = ["EDM"]
+from agents.parts.draws import Rng, integers
+from agents.parts.layers import TIME_DIM, layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.parameters import Network, Parameters, Sizes
 
 LEVEL_SCALE = 0.5  # scale of the logistic distribution of ln sigma
 RESOLUTION = 2**53  # uniform numbers are multiples of its inverse
+
+
+class EDMNetwork(Network):
+    """DTQL's raw network F(c_in x, s, ln sigma / 4). One member a seed.
+
+    Time embedding 16 -> 32 -> 16 with Mish, then four layers of width H over [action | state | time], with Mish after
+    all but the first (as published).
+    """
+
+    def __init__(self, sizes: Sizes, hidden_dim: int) -> None:
+        state_dim, action_dim = sizes.state_dim, sizes.action_dim
+        shapes = layer_shapes(["embed.1", "embed.3"], [TIME_DIM, 2 * TIME_DIM, TIME_DIM])
+        names = [f"layers.layers.{i}" for i in (0, 1, 3, 5, 7)]
+        shapes |= layer_shapes(names, [action_dim + state_dim + TIME_DIM, *[hidden_dim] * 4, action_dim])
+        self.parameters = Parameters(shapes, sizes.seeds, sizes.device)
+
+    def __call__(self, actions: Tensor, states: Tensor, times: Tensor) -> Tensor:
+        """actions [S, B, A], states [S, B, state_dim], times [S, B] -> [S, B, A]."""
+        p = self.parameters
+        time = mish(linear(sinusoidal_embedding(times), p["embed.1.weight"], p["embed.1.bias"]))
+        time = linear(time, p["embed.3.weight"], p["embed.3.bias"])
+        hidden = torch.cat([actions, states, time], dim=-1)
+        hidden = linear(hidden, p["layers.layers.0.weight"], p["layers.layers.0.bias"])
+        for layer in ("layers.layers.1", "layers.layers.3", "layers.layers.5"):
+            hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+        return linear(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
 
 
 class EDM:
@@ -54,3 +79,15 @@ class EDM:
         raw = network(diffused * scale, states, sigma.log() / 4)
         denoised = (c_out * raw + (data * scale).square() * diffused).clamp(-self.clip, self.clip)
         return ((denoised - actions) / c_out).square().mean(dim=(1, 2))
+
+
+class EDMPolicy(EDMNetwork):
+    """A denoiser together with its process: DTQL's model of the data's actions. One member a seed."""
+
+    def __init__(self, sizes: Sizes, process: EDM, hidden_dim: int) -> None:
+        super().__init__(sizes, hidden_dim)
+        self.process = process
+
+    def loss(self, actions: Tensor, states: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """The denoising loss of these actions [S], see `EDM.loss`."""
+        return self.process.loss(self, actions, states, sigma, noise)

@@ -1,4 +1,4 @@
-"""What every agent offers, and the little that all share: one optimiser, averages, random numbers, states.
+"""What every agent offers, and what all share: networks by name, the update's frame, acting, states.
 
 An agent's update is a pure function of (parameters, batch, draws). It reads no file, environment or clock, and never
 waits for the device.
@@ -7,31 +7,17 @@ waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from agents.networks import Parameters
-
-__all__ = [
-    "Adam",
-    "Agent",
-    "Rng",
-    "Transitions",
-    "average",
-    "best_candidates",
-    "blocks",
-    "candidates_best",
-    "candidates_softmax",
-    "cosine_decay",
-    "exponentials",
-    "integers",
-    "keep_masks",
-    "normals",
-    "uniforms",
-]
+from agents.parts.adam import Adam, cosine_decay, learning_rate_factor
+from agents.parts.draws import Rng
+from agents.parts.multiplier import Multiplier
+from agents.parts.parameters import Initializer, Network, Parameters, Sizes, gradients
+from agents.parts.published import required, stripped
 
 # Candidate actions of all seeds that are computed at once. On one core 2,048 candidates of DTQL take a third of the
 # time per candidate that 65,536 take, and DiffCPS's half of what 16,000 take: their activations stay in the cache.
@@ -41,9 +27,10 @@ CHUNK = {"cpu": 2**11, "gpu": 2**18}
 # so the number is the same on every device and for any number of seeds.
 PLAN_ROWS = 512
 
-Rng = torch.Generator | Sequence[torch.Generator]
 Batch = Mapping[str, Tensor]
 Draws = Mapping[str, Tensor]
+Outcome = tuple[Tensor, dict[str, Tensor]]  # of a loss function: the loss [S], and metrics, each [S]
+N = TypeVar("N", bound=Network)
 
 
 class Transitions(Protocol):
@@ -61,163 +48,23 @@ class Transitions(Protocol):
         ...
 
 
-class Adam:
-    """Adam (Kingma & Ba 2015) over one buffer of parameters [M, P], each seed's gradient clipped by its own norm.
-
-    The published code clips every network's gradient at `grad_norm` (DEVIATIONS 5; the paper names no clipping).
-    """
-
-    def __init__(self, parameters: Parameters, seeds: int, learning_rate: float, grad_norm: float) -> None:
-        self.flat, self.seeds, self.base_rate, self.grad_norm = (
-            parameters.flat,
-            seeds,
-            learning_rate,
-            grad_norm,
-        )
-        device = parameters.flat.device
-        self.rate = torch.tensor(float(learning_rate), device=device)
-        options = {"fused": True, "capturable": device.type == "cuda"}
-        self._adam = torch.optim.Adam([self.flat], lr=self.rate, **options)
-        # It would warn of steps that are not captured, and a capture is always preceded by some.
-        self._adam._warned_capturable_if_run_uncaptured = True
-        self._allocate()
-
-    def _allocate(self) -> None:
-        """Create the moments before the first step, so that a captured graph finds them in place."""
-        on = self.flat.device if self.flat.is_cuda else "cpu"
-        self._adam.state[self.flat] = {
-            "step": torch.zeros((), dtype=torch.float32, device=on),
-            "exp_avg": torch.zeros_like(self.flat),
-            "exp_avg_sq": torch.zeros_like(self.flat),
-        }
-
-    def step(self, gradient: Tensor) -> Tensor:
-        """Clip `gradient` [M, P] per seed, apply it, and return each seed's norm before clipping [S]."""
-        per_seed = gradient.view(self.seeds, -1)
-        norms = per_seed.norm(dim=1)
-        if self.grad_norm > 0:
-            per_seed.mul_((self.grad_norm / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
-        self.flat.grad = gradient
-        self._adam.step()
-        return norms
-
-    def reset(self) -> None:
-        """Forget all steps taken: the optimiser as it was at first."""
-        for value in self._adam.state[self.flat].values():
-            value.zero_()
-
-    def set_rate(self, factor: float) -> None:
-        """Use `factor` times the learning rate from the next step on."""
-        self.rate.fill_(self.base_rate * factor)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments with the seeds axis first, and the number of steps taken."""
-        state = self._adam.state[self.flat]
-        moments = {k: state[k].view(self.seeds, -1).clone() for k in ("exp_avg", "exp_avg_sq")}
-        return {**moments, "steps": int(state["step"])}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Write a saved state in place."""
-        state = self._adam.state[self.flat]
-        for k in ("exp_avg", "exp_avg_sq"):
-            state[k].copy_(saved[k].view_as(state[k]))
-        state["step"].fill_(saved["steps"])
-
-
-def cosine_decay(optimizers: Iterable[Adam], clock: Tensor, last: int) -> None:
-    """Set each rate to half a cosine of its start, which ends at zero at step `last`, and move `clock` [] on by one.
-
-    For a rate that changes at every update: a captured graph holds the clock, not a number.
-    """
-    factor = 0.5 + 0.5 * torch.cos(clock.clamp(0, last) * (math.pi / last))
-    for optimizer in optimizers:
-        torch.mul(factor, optimizer.base_rate, out=optimizer.rate)
-    clock.add_(1)
-
-
-@torch.no_grad()
-def average(target: Parameters, online: Parameters, weight: float | Tensor) -> None:
-    """target <- (1 - weight) target + weight online, in place; with weight 0 the target keeps every bit."""
-    target.flat.lerp_(online.flat, weight)
-
-
-def _generators(rng: Rng, seeds: int) -> Sequence[torch.Generator]:
-    """One generator a seed; a single one serves all seeds, in order."""
-    if isinstance(rng, torch.Generator):
-        return [rng] * seeds
-    if len(rng) != seeds:
-        raise ValueError(f"{seeds} seeds need {seeds} generators, not {len(rng)}")
-    return rng
-
-
-def normals(rng: Rng, seeds: int, steps: int, shape: Sequence[int]) -> Tensor:
-    """Standard normals [steps, S, *shape], drawn seed by seed so that a seed sees the same alone and in company."""
-    drawn = [torch.randn(steps, *shape, generator=g, device=g.device) for g in _generators(rng, seeds)]
-    return torch.stack(drawn, dim=1)
-
-
-def uniforms(rng: Rng, seeds: int, steps: int, shape: Sequence[int]) -> Tensor:
-    """Uniform numbers in [0, 1), [steps, S, *shape]."""
-    drawn = [torch.rand(steps, *shape, generator=g, device=g.device) for g in _generators(rng, seeds)]
-    return torch.stack(drawn, dim=1)
-
-
-def exponentials(rng: Rng, seeds: int, shape: Sequence[int]) -> Tensor:
-    """Standard exponentials [S, *shape]."""
-    drawn = [torch.empty(*shape, device=g.device).exponential_(generator=g) for g in _generators(rng, seeds)]
-    return torch.stack(drawn)
-
-
-def integers(rng: Rng, seeds: int, steps: int, high: int, shape: Sequence[int]) -> Tensor:
-    """Integers [steps, S, *shape] in 0 .. high - 1."""
-    drawn = [torch.randint(high, (steps, *shape), generator=g, device=g.device) for g in _generators(rng, seeds)]
-    return torch.stack(drawn, dim=1)
-
-
-def keep_masks(rng: Rng, seeds: int, steps: int, dropout: float, shape: Sequence[int]) -> Tensor:
-    """What a dropout of this rate keeps, bool [steps, S, *shape]."""
-    kept = [
-        torch.empty(steps, *shape, dtype=torch.bool, device=g.device).bernoulli_(1 - dropout, generator=g)
-        for g in _generators(rng, seeds)
-    ]
-    return torch.stack(kept, dim=1)
-
-
-def candidates_softmax(values: Tensor, actions: Tensor, exponential: Tensor) -> Tensor:
-    """One of C actions a state with probability softmax(values): values, exponential [S, N, C], actions [S, N, C, A].
-
-    value - log(exponential) is value + a Gumbel variable, whose argmax has that distribution: no host round trip.
-    """
-    return candidates_best(values - exponential.log(), actions)
-
-
-def candidates_best(values: Tensor, actions: Tensor) -> Tensor:
-    """The action of the greatest value: values [S, N, C], actions [S, N, C, A] -> [S, N, A]."""
-    index = values.argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, actions.shape[3])
-    return actions.gather(2, index).squeeze(2)
-
-
 def blocks(size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of `PLAN_ROWS` of `size` rows, the last one perhaps shorter."""
     for start in range(0, size, PLAN_ROWS):
         yield start, min(start + PLAN_ROWS, size)
 
 
-def best_candidates(values: Tensor, actions: Tensor) -> Tensor:
-    """The action of greatest value among C a state: values [S, N, C], actions [S, N, C, A] -> [S, N, A]."""
-    index = values.argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, actions.shape[3])
-    return actions.gather(2, index).squeeze(2)
-
-
 class Agent:
-    """Base of all agents. A subclass sets METRICS and writes `draw`, `gradient_step` and `act`.
+    """Base of all agents. A subclass sets METRICS, names what learns in `build`, and writes `_draw`, `gradient_step`,
+    `act_draws` and `actions_for`.
 
-    `networks` and `optimizers` name everything that a checkpoint must hold; both are filled by the constructor.
-    An agent whose batches need numbers made of the whole table (returns along trajectories, say) names them and their
-    widths in `planned`, and writes `plan_step` and `plan`.
+    `networks` and `optimizers` name everything that a checkpoint must hold. An agent whose batches need numbers made of
+    the whole table (returns along trajectories, say) names them and their widths in `planned`, and writes `plan_step`
+    and `plan`.
     """
 
     METRICS: tuple[str, ...] = ()
+    SHOWN: tuple[str, ...] = ()  # metrics that the progress bar shows, too
     COMPILED: tuple[str, ...] = ()  # names of the losses, (batch, draws) -> (loss [S], metrics), worth compiling
     # A plan made of networks that no longer change is made again on resume, bit for bit, instead of being saved.
     PLAN_REPEATS = False
@@ -236,12 +83,65 @@ class Agent:
         self.num_seeds = len(self.seeds)
         if self.num_seeds == 0:
             raise ValueError("an agent needs at least one seed")
+        self.sizes = Sizes(state_dim, action_dim, self.max_action, self.num_seeds, self.device)
         self.step = 0
         self.networks: dict[str, Parameters] = {}
         self.optimizers: dict[str, Adam] = {}
         self.planned: dict[str, int] = {}
-        self._not_due = torch.full((self.num_seeds,), math.nan, device=self.device)
+        self.not_due = torch.full((self.num_seeds,), math.nan, device=self.device)  # what `update` gives for it
         self._prepared: tuple[float, ...] | None = None
+        self._generators = self.init_generators()
+        self._named: dict[str, Network] = {}
+        self._published: dict[str, str] = {}  # name -> entry of the published weights, perhaps with "/prefix"
+        self._sources: dict[str, str] = {}  # name of an average -> name of the network that it follows
+        self._late: list[tuple[Tensor, float, int]] = []  # numbers that are 0 before a step: tensor, value, step
+        self._decaying: tuple[str, ...] | None = None  # see `decay_every_step`
+        self._clock = torch.zeros((), device=self.device)
+        self.build()
+
+    def build(self) -> None:
+        """Name the networks with `learn` and `average_of`, in the order in which their initial weights are drawn."""
+
+    # --- Naming what learns -----------------------------------------------------------------------------
+
+    def learn(
+        self, name: str, network: N, rate: float, init: Initializer | None = None, published: str | None = None
+    ) -> N:
+        """Initialise a network from each seed's own generator and give it an optimiser, both under `name`.
+
+        init: other initial weights than the network's own. published: the entry of the published weights that has
+        this network's, if it is not `name`; "critic/q0." means those of entry "critic" whose names begin with "q0.".
+        """
+        if init is None:
+            network.initialize(self._generators)
+        else:
+            init(network.parameters, self._generators)
+        self.optimizers[name] = Adam(network.parameters, self.num_seeds, rate, self.config.grad_norm)
+        return self._name(name, network, published)
+
+    def average_of(
+        self, name: str, online: N, decay: float, start: int | None = None, published: str | None = None
+    ) -> N:
+        """An average of a learnt network under `name`, moved by `follow`; with a `start`, it stands still before it."""
+        source = next(key for key, network in self._named.items() if network is online)
+        twin = self._name(name, online.averaged(), published)
+        twin.weight = 1 - decay if start is None else self.from_step(start, 1 - decay)
+        self._sources[name] = source
+        return twin
+
+    def _name(self, name: str, network: N, published: str | None) -> N:
+        self.networks[name], self._named[name], self._published[name] = network.parameters, network, published or name
+        return network
+
+    def from_step(self, start: int, value: float) -> Tensor:
+        """A number [] on the device that is 0 before step `start` and `value` from there on."""
+        number = torch.zeros((), device=self.device)
+        self._late.append((number, value, start))
+        return number
+
+    def decay_every_step(self, *names: str) -> None:
+        """These networks' rates alone decay; under `lr_decay` at every update, where it calls `decay_rates`."""
+        self._decaying = names
 
     def init_generators(self) -> list[torch.Generator]:
         """One CPU generator a seed for the initial weights: the same start on every device."""
@@ -252,7 +152,7 @@ class Agent:
     @property
     def first_step(self) -> int:
         """The step at which a run begins: 0, or below it with a pretraining, whose steps have negative numbers."""
-        return 0
+        return -getattr(self.config, "pretrain_epochs", 0) * self.config.num_steps_per_epoch
 
     @property
     def period(self) -> int:
@@ -265,12 +165,16 @@ class Agent:
 
     def schedule(self, step: int) -> tuple[float, ...]:
         """The numbers that change over training at `step` (rates, weights of averages); see `apply_schedule`."""
-        return (learning_rate_factor(self.config, step),)
+        own = self._decaying is not None and self.config.lr_decay  # `decay_rates` sets the rates
+        factor = 1.0 if own else learning_rate_factor(self.config, max(step, 0))
+        return (factor, *(value if step >= start else 0.0 for _, value, start in self._late))
 
     def apply_schedule(self, values: tuple[float, ...]) -> None:
         """Write what `schedule` returned to the device tensors that the update reads."""
-        for optimizer in self.optimizers.values():
-            optimizer.set_rate(values[0])
+        for name in self.optimizers if self._decaying is None else self._decaying:
+            self.optimizers[name].set_rate(values[0])
+        for (number, _, _), value in zip(self._late, values[1:], strict=False):
+            number.fill_(value)
 
     def prepare(self) -> None:
         """Bring the scheduled tensors up to `self.step`; free when nothing changed."""
@@ -278,6 +182,8 @@ class Agent:
         if values != self._prepared:
             self.apply_schedule(values)
             self._prepared = values
+        if self._decaying is not None and self.config.lr_decay:
+            self._clock.fill_(self.step)
 
     # --- The update -----------------------------------------------------------------------------------
 
@@ -294,11 +200,46 @@ class Agent:
         raise NotImplementedError
 
     def update(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """One gradient step in place and `self.step` + 1. All of METRICS, each [S]; NaN where the part was not due."""
+        """One gradient step in place and `self.step` + 1. All of METRICS, each [S]; `not_due` where the part was not.
+
+        `not_due` is one tensor of NaNs, so `value is agent.not_due` tells without waiting for the device.
+        """
         self.prepare()
         metrics = self.gradient_step(batch, draws, self.step)
         self.step += 1
-        return {name: metrics.get(name, self._not_due) for name in self.METRICS}
+        return {name: metrics.get(name, self.not_due) for name in self.METRICS}
+
+    def descend(self, name: str, outcome: Outcome) -> dict[str, Tensor]:
+        """One step of an optimiser down a loss [S]; the loss' metrics, and the gradient's norm before clipping."""
+        return self.descend_together({name: outcome})
+
+    def descend_together(self, outcomes: Mapping[str | tuple[str, ...], Outcome]) -> dict[str, Tensor]:
+        """`descend` for several, all gradients taken before any step; a tuple of names has one loss in common."""
+        metrics: dict[str, Tensor] = {}
+        slopes: dict[str, Tensor] = {}
+        for key, (loss, found) in outcomes.items():
+            names = (key,) if isinstance(key, str) else key
+            slopes |= zip(names, gradients(loss, [self.networks[name] for name in names]), strict=True)
+            metrics |= found
+        norms = {f"{name}_grad_norm": self.optimizers[name].step(slope) for name, slope in slopes.items()}
+        return metrics | self._in_metrics(norms)
+
+    def ascend(self, name: str, violation: Tensor) -> dict[str, Tensor]:
+        """One step of a `Multiplier` by its constraint's violation [S]; its new value, and the gradient's norm."""
+        multiplier = self._named[name]
+        assert isinstance(multiplier, Multiplier), name
+        norm = self.optimizers[name].step(multiplier.gradient(violation))
+        multiplier.cut()
+        return self._in_metrics({name: multiplier(), f"{name}_grad_norm": norm})
+
+    def _in_metrics(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in found.items() if name in self.METRICS}
+
+    def decay_rates(self) -> None:
+        """Under `lr_decay`, the rates named in `decay_every_step` for this update."""
+        if self._decaying is not None and self.config.lr_decay:
+            last = self.config.num_epochs * self.config.num_steps_per_epoch
+            cosine_decay([self.optimizers[name] for name in self._decaying], self._clock, last)
 
     def act(self, states: Tensor, rng: Rng, active: Tensor | None = None) -> Tensor:
         """states [S, N, state_dim] -> actions [S, N, action_dim].
@@ -386,25 +327,33 @@ class Agent:
         self.step = int(saved["step"])
         self._prepared = None
 
-    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Load weights under the published code's names, without the seeds axis, into every seed."""
-        raise NotImplementedError
+    # --- Weights under published names ------------------------------------------------------------------
+
+    def load_published(self, networks: Mapping[str, Any]) -> None:
+        """Load weights under the published code's names, without the seeds axis, into every seed.
+
+        A missing average is copied from the network that it follows. Raises ValueError for missing or misshapen ones.
+        """
+        for name, network in self._named.items():
+            entry, _, prefix = self._published[name].partition("/")
+            if entry not in networks and name in self._sources:
+                entry, _, prefix = self._published[self._sources[name]].partition("/")
+            if entry not in networks and not network.required:
+                continue
+            weights = required(networks, entry)
+            for seed in range(self.num_seeds):
+                network.load_seed(seed, stripped(weights, prefix))
 
     def published_state(self) -> list[dict[str, Any]]:
         """Each seed's weights under the published code's names."""
-        raise NotImplementedError
+        return [self._published_seed(seed) for seed in range(self.num_seeds)]
 
-
-def learning_rate_factor(config: Any, step: int) -> float:
-    """Cosine decay of every learning rate at a gradient step.
-
-    `lr_decay` is the published form (DEVIATIONS 9): stepped once an evaluation interval, over a horizon counted in
-    epochs, so that 2000 epochs end at 0.999 of the start. `lr_decay_full` is stepped every epoch and ends at zero.
-    """
-    if config.lr_decay and config.lr_decay_full:
-        raise ValueError("lr_decay and lr_decay_full exclude each other; choose one")
-    if not (config.lr_decay or config.lr_decay_full):
-        return 1.0
-    epochs = step // config.num_steps_per_epoch
-    done = epochs // config.eval_interval if config.lr_decay else min(epochs, config.num_epochs)
-    return 0.5 * (1 + math.cos(math.pi * done / config.num_epochs))
+    def _published_seed(self, seed: int) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        for name, network in self._named.items():
+            entry, _, prefix = self._published[name].partition("/")
+            own = network.seed_state(seed)
+            if isinstance(own, Mapping):
+                own = {**state.get(entry, {}), **{f"{prefix}{key}": value for key, value in own.items()}}
+            state[entry] = own
+        return state

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["backward"]
-
 
 def backward(increments: Tensor, factors: Tensor, floors: Tensor | None = None) -> Tensor:
     """y_i = increment_i + factor_i y_{i+1}, or max(floor_i, that), for every i: three [S, N] -> [S, N].

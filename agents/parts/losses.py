@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "KERNELS",
-    "advantage_weights",
-    "conservative_gap",
-    "expectile_loss",
-    "implicit_policy_weights",
-    "mmd",
-    "soft_clipped_backup",
-]
+
+def td_target(batch: Mapping[str, Tensor], discount: float, bootstrap: Tensor) -> Tensor:
+    """r + discount V(s'), with V = 0 after a terminal: bootstrap [S, B] -> [S, B]."""
+    return batch["rewards"][..., 0] + discount * batch["not_dones"][..., 0] * bootstrap
+
+
+def twin_error(values: Tensor, target: Tensor) -> Tensor:
+    """Both critics' mean squared errors, added: values [S, 2, B], target [S, B] -> [S]."""
+    return (values - target.unsqueeze(1)).square().mean(dim=2).sum(dim=1)
 
 
 def expectile_loss(differences: Tensor, expectile: float) -> Tensor:

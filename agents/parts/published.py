@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["BUFFERS", "policy_weights", "required"]
 
 BUFFERS = frozenset(
     {
@@ -38,8 +37,15 @@ def policy_weights(state: Mapping[str, Tensor], betas: Tensor) -> dict[str, Tens
     return {name: value for name, value in state.items() if name not in BUFFERS}
 
 
-def required(networks: Mapping[str, Mapping[str, Tensor]], name: str) -> Mapping[str, Tensor]:
+def required(networks: Mapping[str, Any], name: str) -> Any:
     """The weights of one network. Raises ValueError, naming what was given, where it is missing."""
     if name not in networks:
         raise ValueError(f"the published weights of {name!r} are missing; given: {', '.join(networks)}")
     return networks[name]
+
+
+def stripped(weights: Any, prefix: str) -> Any:
+    """The weights whose names begin with `prefix`, without it."""
+    if not prefix:
+        return weights
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -17,18 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from agents.networks import Network, Parameters, default_init, linear
-
-__all__ = [
-    "EnergyNetwork",
-    "ScoreNetwork",
-    "Solver",
-    "denoising_loss",
-    "fourier_features",
-    "score_init",
-    "signal_and_spread",
-    "solver_orders",
-]
+from agents.parts.layers import layer_shapes, linear
+from agents.parts.parameters import Network, Parameters, Sizes, default_init
 
 BETA_0, BETA_1 = 0.1, 20.0
 END = 1e-3  # where the solver stops
@@ -81,30 +71,32 @@ class ScoreNetwork(Network):
 
     BLOCKS = ("down_block1", "down_block2", "down_block3", "middle1", "up_block3", "up_block2")
 
-    def __init__(
-        self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, hidden_dim: int = 256
-    ) -> None:
+    def __init__(self, sizes: Sizes, hidden_dim: int) -> None:
         if hidden_dim % 2:
             raise ValueError(f"hidden_dim must be even for this network, not {hidden_dim}")
-        H, E = hidden_dim, hidden_dim // 2
-        shapes: dict[str, tuple[int, ...]] = {"embed.0.W": (EMBED_DIM // 2,)}
+        H, E, state_dim, action_dim = hidden_dim, hidden_dim // 2, sizes.state_dim, sizes.action_dim
+        shapes: dict[str, Sequence[int]] = {"embed.0.W": (EMBED_DIM // 2,)}
 
         def affine(name: str, fan_in: int, fan_out: int) -> None:
-            shapes.update({f"{name}.weight": (fan_out, fan_in), f"{name}.bias": (fan_out,)})
+            shapes.update(layer_shapes([name], [fan_in, fan_out]))
 
         affine("embed.1", EMBED_DIM, EMBED_DIM)
         affine("pre_sort_condition.0.dense", state_dim, EMBED_DIM)
         affine("sort_t.0", 2 * EMBED_DIM, E)
         affine("sort_t.2", E, E)
-        sizes = [(action_dim, 2 * H), (2 * H, H), (H, E), (E, E), (2 * E, H), (2 * H, 2 * H)]
-        for name, (fan_in, fan_out) in zip(self.BLOCKS, sizes, strict=True):
+        widths = [(action_dim, 2 * H), (2 * H, H), (H, E), (E, E), (2 * E, H), (2 * H, 2 * H)]
+        for name, (fan_in, fan_out) in zip(self.BLOCKS, widths, strict=True):
             affine(f"{name}.time_mlp.1", E, fan_out)
             affine(f"{name}.dense1.0", fan_in, fan_out)
             affine(f"{name}.dense2.0", fan_out, fan_out)
             if fan_in != fan_out:
                 affine(f"{name}.modify_x", fan_in, fan_out)
         affine("last", 4 * H, action_dim)
-        self.parameters = Parameters(shapes, seeds, device)
+        self.parameters = Parameters(shapes, sizes.seeds, sizes.device)
+
+    def initialize(self, generators: Sequence[torch.Generator]) -> None:
+        """`score_init`."""
+        score_init(self.parameters, generators)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return linear(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
@@ -150,16 +142,16 @@ class EnergyNetwork(Network):
 
     LAYERS = ("qt.2", "qt.4", "qt.6", "qt.8")
 
-    def __init__(
-        self, state_dim: int, action_dim: int, seeds: int, device: torch.device | str, hidden_dim: int = 256
-    ) -> None:
-        self.action_dim = action_dim
-        sizes = [action_dim + EMBED_DIM + state_dim, *[hidden_dim] * 4, 1]
-        shapes: dict[str, tuple[int, ...]] = {"embed.0.W": (EMBED_DIM // 2,)}
-        affine = [("embed.1", EMBED_DIM, EMBED_DIM), *zip(("qt.0", *self.LAYERS), sizes[:-1], sizes[1:], strict=True)]
-        for name, fan_in, fan_out in affine:
-            shapes.update({f"{name}.weight": (fan_out, fan_in), f"{name}.bias": (fan_out,)})
-        self.parameters = Parameters(shapes, seeds, device)
+    def __init__(self, sizes: Sizes, hidden_dim: int) -> None:
+        self.action_dim = sizes.action_dim
+        widths = [sizes.action_dim + EMBED_DIM + sizes.state_dim, *[hidden_dim] * 4, 1]
+        shapes: dict[str, Sequence[int]] = {"embed.0.W": (EMBED_DIM // 2,)}
+        shapes |= layer_shapes(["embed.1"], [EMBED_DIM, EMBED_DIM]) | layer_shapes(["qt.0", *self.LAYERS], widths)
+        self.parameters = Parameters(shapes, sizes.seeds, sizes.device)
+
+    def initialize(self, generators: Sequence[torch.Generator]) -> None:
+        """`score_init`."""
+        score_init(self.parameters, generators)
 
     def state_part(self, states: Tensor) -> Tensor:
         """The first layer's share of the state, bias included: [S, B, state_dim] -> [S, B, H]."""
@@ -188,11 +180,13 @@ class EnergyNetwork(Network):
 
     def gradient(self, actions: Tensor, part: Tensor) -> Tensor:
         """d f / d action [S, B * R, A], by the chain rule: acting keeps no record to differentiate."""
-        p, upstream = self.parameters, None
+        p = self.parameters
+        upstream: Tensor | None = None
         for layer, x in zip(reversed(self.LAYERS), reversed(self._layers(actions, part)[:-1]), strict=True):
             weight, s = p[f"{layer}.weight"], torch.sigmoid(x)
             inner = weight if upstream is None else torch.bmm(upstream, weight)
             upstream = inner * (s + x * s * (1 - s))  # the derivative of x sigmoid(x)
+        assert upstream is not None  # there are layers
         return torch.bmm(upstream, p["qt.0.weight"][:, :, : self.action_dim])
 
 
@@ -280,3 +274,19 @@ class Solver:
         part = network.state_part(states)
         times = network.time_part(self.times.expand(states.shape[0], -1))
         return self.sample(lambda x, i: network.noise(x, part + times[:, i : i + 1]), start)
+
+
+class ScorePolicy(ScoreNetwork):
+    """A model of the data's actions: the network together with the solver that draws from it. One member a seed."""
+
+    def __init__(self, sizes: Sizes, solver: Solver, hidden_dim: int) -> None:
+        super().__init__(sizes, hidden_dim)
+        self.solver = solver
+
+    def loss(self, actions: Tensor, states: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+        """The denoising loss of these actions [S], see `denoising_loss`."""
+        return denoising_loss(self, actions, states, times, noise)
+
+    def sample(self, states: Tensor, start: Tensor) -> Tensor:
+        """Actions from standard normals `start` [S, B * R, A], see `Solver.actions`."""
+        return self.solver.actions(self, states, start)

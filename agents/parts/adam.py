@@ -1,0 +1,101 @@
+"""The optimiser, and how its learning rate falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.parts.parameters import Parameters
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) over one buffer of parameters [M, P], each seed's gradient clipped by its own norm.
+
+    The published code clips every network's gradient at `grad_norm` (D5; the paper names no clipping).
+    """
+
+    def __init__(self, parameters: Parameters, seeds: int, learning_rate: float, grad_norm: float) -> None:
+        self.flat, self.seeds, self.base_rate, self.grad_norm = (
+            parameters.flat,
+            seeds,
+            learning_rate,
+            grad_norm,
+        )
+        device = parameters.flat.device
+        self.rate = torch.tensor(float(learning_rate), device=device)
+        options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
+        self._adam = torch.optim.Adam([self.flat], lr=self.rate, **options)
+        # It would warn of steps that are not captured, and a capture is always preceded by some.
+        self._adam._warned_capturable_if_run_uncaptured = True
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Create the moments before the first step, so that a captured graph finds them in place."""
+        on = self.flat.device if self.flat.is_cuda else "cpu"
+        self._adam.state[self.flat] = {
+            "step": torch.zeros((), dtype=torch.float32, device=on),
+            "exp_avg": torch.zeros_like(self.flat),
+            "exp_avg_sq": torch.zeros_like(self.flat),
+        }
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """Clip `gradient` [M, P] per seed, apply it, and return each seed's norm before clipping [S]."""
+        per_seed = gradient.view(self.seeds, -1)
+        norms = per_seed.norm(dim=1)
+        if self.grad_norm > 0:
+            per_seed.mul_((self.grad_norm / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
+        self.flat.grad = gradient
+        self._adam.step()
+        return norms
+
+    def reset(self) -> None:
+        """Forget all steps taken: the optimiser as it was at first."""
+        for value in self._adam.state[self.flat].values():
+            value.zero_()
+
+    def set_rate(self, factor: float) -> None:
+        """Use `factor` times the learning rate from the next step on."""
+        self.rate.fill_(self.base_rate * factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments with the seeds axis first, and the number of steps taken."""
+        state = self._adam.state[self.flat]
+        moments = {k: state[k].view(self.seeds, -1).clone() for k in ("exp_avg", "exp_avg_sq")}
+        return {**moments, "steps": int(state["step"])}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Write a saved state in place."""
+        state = self._adam.state[self.flat]
+        for k in ("exp_avg", "exp_avg_sq"):
+            state[k].copy_(saved[k].view_as(state[k]))
+        state["step"].fill_(saved["steps"])
+
+
+def cosine_decay(optimizers: Iterable[Adam], clock: Tensor, last: int) -> None:
+    """Set each rate to half a cosine of its start, which ends at zero at step `last`, and move `clock` [] on by one.
+
+    For a rate that changes at every update: a captured graph holds the clock, not a number.
+    """
+    factor = 0.5 + 0.5 * torch.cos(clock.clamp(0, last) * (math.pi / last))
+    for optimizer in optimizers:
+        torch.mul(factor, optimizer.base_rate, out=optimizer.rate)
+    clock.add_(1)
+
+
+def learning_rate_factor(config: Any, step: int) -> float:
+    """Cosine decay of every learning rate at a gradient step.
+
+    `lr_decay` is the published form (D9): stepped once an evaluation interval, over a horizon counted in
+    epochs, so that 2000 epochs end at 0.999 of the start. `lr_decay_full` is stepped every epoch and ends at zero.
+    """
+    if config.lr_decay and config.lr_decay_full:
+        raise ValueError("lr_decay and lr_decay_full exclude each other; choose one")
+    if not (config.lr_decay or config.lr_decay_full):
+        return 1.0
+    epochs = step // config.num_steps_per_epoch
+    done = epochs // config.eval_interval if config.lr_decay else min(epochs, config.num_epochs)
+    return 0.5 * (1 + math.cos(math.pi * done / config.num_epochs))
