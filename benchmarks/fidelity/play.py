@@ -63,7 +63,7 @@ class Game:
 
     def __init__(self, backend: str, env_name: str) -> None:
         if backend == "d4rl":
-            from utils.environments.classic import make_lockstep
+            from utils.classic import make_lockstep
         else:
             from utils.environments import make_lockstep
         self.backend, self.env_name = backend, env_name
