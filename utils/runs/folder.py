@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ import torch
 from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.log import write_json
+from utils.runs.reading import read_config
 
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # Any of these says that a folder holds a run.
@@ -109,13 +109,8 @@ def _discard(folder: Path) -> None:
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises UserError listing the settings in which the run in `folder` differs."""
-    path = folder / "config.json"
-    try:
-        old = json.loads(path.read_text())
-        settings, dataset, run = ({**old[part]} for part in ("settings", "dataset", "run"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); use --overwrite or another --dir") from error
+    old = read_config(folder)
+    settings, dataset, run = (old[part] for part in ("settings", "dataset", "run"))
     # A decaying learning rate depends on the length of the run.
     decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
     changeable = () if decays else CHANGEABLE
