@@ -84,7 +84,7 @@ def prepare_folders(
         for folder, config in zip(folders, configs, strict=True):
             if folder in held:
                 _check_same(folder, config)
-        states = checkpoint.load_newest_common(folders)
+        states = checkpoint.load_newest_common(folders, [owner(config) for config in configs])
     try:
         for folder, config in zip(folders, configs, strict=True):
             if states is None:
@@ -96,6 +96,11 @@ def prepare_folders(
     for folder, state in zip(folders, states or (), strict=states is not None):
         truncate_logs(folder, state["logs"])
     return states
+
+
+def owner(config: Mapping[str, Any]) -> checkpoint.Owner:
+    """Whose checkpoints a seed's folder with this `config.json` holds."""
+    return checkpoint.Owner(config["run"]["algo"], config["run"]["env_name"], config["seed"])
 
 
 def _discard(folder: Path) -> None:
