@@ -13,8 +13,6 @@ start states.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -36,6 +34,7 @@ from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviatio
 from utils.runs import checkpoint
 from utils.runs.columns import EVALUATION_COLUMNS
 from utils.runs.log import CsvFile, write_json
+from utils.runs.reading import read_config, read_evaluations
 from utils.training.evaluation import acting_generators, environment_rngs, evaluate
 
 CANDIDATES = (1, 10, 50, 200)
@@ -89,7 +88,7 @@ def evaluated_folder(trained: Path, changes: Mapping[str, Any], base: Path | Non
 
 def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], device: torch.device) -> None:
     """Episodes of a trained seed under changed settings, as a run's folder of one evaluation."""
-    described = json.loads((trained / "config.json").read_text())
+    described = read_config(trained)
     described["settings"] |= changes
     if _is_current(folder, described):
         return
@@ -121,10 +120,9 @@ def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], devic
 
 def _is_current(folder: Path, described: dict[str, Any]) -> bool:
     """Whether the same trained run has been evaluated already, at its last step."""
-    if not (folder / "config.json").exists() or json.loads((folder / "config.json").read_text()) != described:
+    if not (folder / "config.json").exists() or read_config(folder) != described:
         return False
-    with open(folder / "evaluations.csv", newline="") as file:
-        last = max(int(row["step"]) for row in csv.DictReader(file))
+    last = max(read_evaluations(folder / "evaluations.csv")["step"])
     return last == described["settings"]["num_epochs"] * described["settings"]["num_steps_per_epoch"]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import first_line
 
 __all__ = ["INSTALL_HINT", "ClassicEnvs", "make_lockstep"]
 
@@ -162,10 +163,9 @@ def _load_stack() -> SimpleNamespace:
             from gym.utils import seeding
     # Whatever a third party's import, or the compiler it calls, may raise: one cause, one remedy.
     except Exception as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise UserError(
             f"--backend d4rl needs gym 0.23.1, d4rl 1.1 and mujoco-py, which cannot be loaded here "
-            f"({type(error).__name__}: {reason}): {INSTALL_HINT}"
+            f"({type(error).__name__}: {first_line(error)}): {INSTALL_HINT}"
         ) from error
     # Errors only: what d4rl calls is "deprecated" in gym 0.23.1, which says so at every call.
     gym.logger.set_level(gym.logger.ERROR)

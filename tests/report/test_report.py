@@ -121,7 +121,7 @@ def test_the_published_index_is_another_evaluation():
 def test_losses_of_the_pretraining_do_not_count(tmp_path):
     folder = make_run(tmp_path, [1.0, 2.0], [0.5, 0.4], "dtql", env_name="walker2d-medium-v2")
     lines = (folder / "metrics.csv").read_text().splitlines()
-    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1", *lines[1:]]) + "\n")
+    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1,", *lines[1:]]) + "\n")
     run = read_run(folder, Labels())
     assert protocols.evaluation_losses(run) == pytest.approx([0.5, 0.4])
 
@@ -314,7 +314,7 @@ def test_seeds_that_differ_are_remarked(tmp_path, capsys):
         (lambda f: (f / "config.json").write_text("{"), "is not what run.py writes"),
         (lambda f: (f / "config.json").write_text("{}"), "is not what run.py writes"),
         (lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,9.5\n40,\n"), "line 3, is damaged"),
-        (lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"), "metrics.csv is damaged"),
+        (lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"), "metrics.csv, line 2, is damaged"),
         (lambda f: shutil.copytree(f, f.parents[3] / "b" / "seed_0"), "name one of them"),
         (lambda f: shutil.rmtree(f), "no run below"),
     ],

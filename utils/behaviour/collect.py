@@ -31,6 +31,7 @@ from utils.data import tasks
 from utils.environments import make_lockstep
 from utils.environments.lockstep import LockstepEnvs
 from utils.errors import UserError
+from utils.files import atomic_write
 
 __all__ = [
     "Recording",
@@ -195,18 +196,11 @@ def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attribu
             file.create_dataset(name, data=column, compression="gzip", track_times=False)
         for name in sorted(attributes):
             file.attrs[name] = json.dumps(attributes[name], sort_keys=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as out:
-            out.write(content.getbuffer())
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
+        atomic_write(path, content.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:

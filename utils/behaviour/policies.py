@@ -12,6 +12,7 @@ Weights are computed in float64, so a file in float16 gives the same actions on 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import atomic_write
 
 __all__ = [
     "LinearPolicy",
@@ -204,10 +206,9 @@ def save_policy(path: str | os.PathLike[str], policy: LinearPolicy | NetworkPoli
     arrays = {name: np.asarray(array, dtype) for name, array in policy.arrays().items()}
     info = json.dumps(policy.info, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, kind=np.array(kind), info=np.array(info), **arrays)
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    np.savez_compressed(content, kind=np.array(kind), info=np.array(info), **arrays)
+    atomic_write(path, content.getbuffer())
 
 
 def load_policy(path: str | os.PathLike[str]) -> LinearPolicy | NetworkPolicy | StableBaselines3Policy:

@@ -5,7 +5,7 @@ Each is a generator of :class:`Snapshot`, the policy as it stands every so often
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from utils.behaviour.policies import LOG_STD_RANGE, LinearPolicy, NetworkPolicy, Policy
 from utils.environments import make, make_lockstep
 from utils.environments.lockstep import LockstepEnvs
+from utils.files import atomic_write
 
 __all__ = ["ARSSettings", "SACSettings", "Snapshot", "augmented_random_search", "mean_return", "soft_actor_critic"]
 
@@ -257,9 +258,9 @@ class _SAC:
         memory = self.memory[: self.step].clone()  # a slice would be saved with all the rows still to come
         state |= {"log_alpha": self.log_alpha.detach(), "step": self.step, "memory": memory}
         state |= {"rng": self.rng.bit_generator.state, "torch_rng": torch.get_rng_state()}
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        atomic_write(path, content.getbuffer())
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)

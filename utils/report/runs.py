@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import hyperparameters
 from utils.errors import UserError
 from utils.runs.columns import RUNAWAY, STOPPED
-from utils.runs.reading import read_events
+from utils.runs.reading import read_config, read_evaluations, read_events, read_metrics, scores_by_step
 
 __all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "plain", "read_run"]
 
@@ -155,11 +153,11 @@ def find_runs(places: Iterable[Path], labels: Labels) -> list[SeedRun]:
 
 def read_run(folder: Path, labels: Labels) -> SeedRun:
     """Read one seed's folder. Raises UserError naming the damaged file."""
-    path = folder / "config.json"
+    config = read_config(folder)
+    evaluations = folder / "evaluations.csv"
     try:
-        config = json.loads(path.read_text())
         settings, run = config["settings"], config["run"]
-        steps, episodes, unstable = _read_evaluations(folder / "evaluations.csv")
+        scores = scores_by_step(evaluations)
         return SeedRun(
             folder=folder,
             algo=run["algo"],
@@ -168,16 +166,17 @@ def read_run(folder: Path, labels: Labels) -> SeedRun:
             label=labels.of(config["dataset"]),
             changed=_changed(run["algo"], run["env_name"], config),
             total_steps=settings["num_epochs"] * settings["num_steps_per_epoch"],
-            steps=steps,
-            episodes=episodes,
-            unstable=unstable,
-            metrics=_read_metrics(folder / "metrics.csv"),
+            steps=np.array(list(scores), np.int64),
+            episodes=list(scores.values()),
+            unstable=int(read_evaluations(evaluations)["unstable"].sum()),
+            metrics=read_metrics(folder / "metrics.csv"),
             config=config,
             events=read_events(folder / "metrics.csv"),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
+        path = folder / "config.json"
         raise UserError(f"{path} is not what run.py writes ({type(error).__name__}: {error}); move it away") from error
 
 
@@ -185,36 +184,6 @@ def _task(env_name: str, dataset: Mapping[str, Any]) -> str:
     """The task's name; for a Minari set its id, whatever `--env_name` says."""
     source = str(dataset.get("source", ""))
     return source.removeprefix("minari:") if source.startswith("minari:") else env_name
-
-
-def _read_evaluations(path: Path) -> tuple[np.ndarray, list[np.ndarray], int]:
-    """Steps, episodes' scores by evaluation, and the number of episodes that ended in an unstable simulation."""
-    scores: dict[int, list[float]] = {}
-    unstable = 0
-    with open(path, newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                scores.setdefault(int(row["step"]), []).append(float(row["normalized_score"]))
-                unstable += int(row.get("unstable") or 0)
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {number}, is damaged; run again with --resume, or delete it") from error
-    steps = sorted(scores)
-    return np.array(steps, dtype=np.int64), [np.array(scores[step]) for step in steps], unstable
-
-
-def _read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Columns as arrays; empty where the run kept none."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        columns = reader.fieldnames or []
-    try:
-        numbers = [name for name in columns if name != "event"]
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in numbers}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run again with --resume, or delete it") from error
 
 
 def _changed(algo: str, env_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
