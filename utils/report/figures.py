@@ -12,15 +12,15 @@ matplotlib.use("Agg")  # before pyplot: no window is ever opened
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from utils.report.protocols import evaluations
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, performance_profile, resample
 from utils.report.tables import Choice
-
-__all__ = ["constraint", "figures", "learning_curves", "performance_profiles", "save", "sensitivity", "style"]
 
 # Colours (Okabe and Ito) from dark to light, so that a grey print keeps an order; lines and markers carry the rest.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -85,12 +85,12 @@ def save(figure: Figure, path: Path) -> None:
 def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
     """Score over gradient steps, a panel a task; None where no seed group shares an evaluation."""
     curves = {id(cell): curve(cell) for cell in cells}
-    drawn = [cell for cell in cells if len(curves[id(cell)][0])]
+    drawn = [cell for cell in cells if len(curves[id(cell)])]
     if not drawn:
         return None
     figure, panels = _panels(drawn, title)
     for cell in drawn:
-        axes, (steps, scores) = panels[cell.env_name], curves[id(cell)]
+        axes, steps, scores = panels[cell.env_name], curves[id(cell)].index, curves[id(cell)].to_numpy()
         look = style(_number(drawn, cell))
         axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), **_every(len(steps), look))
         if scores.shape[1] > 1:
@@ -132,11 +132,9 @@ def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str)
     return _finish(figure, {0: axes}, counts=False)
 
 
-def curve(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [E] at which every seed was evaluated, and the scores there [E, n]."""
-    steps = sorted(set.intersection(*(set(run.steps.tolist()) for run in cell.runs)))
-    scores = [run.scores[np.searchsorted(run.steps, steps)] for run in cell.runs]
-    return np.array(steps), np.transpose(scores) if steps else np.empty((0, len(cell.runs)))
+def curve(cell: Cell) -> pd.DataFrame:
+    """The score of each seed (columns) at the steps (rows) at which every seed was evaluated."""
+    return evaluations(cell.frame())["score"].unstack("run").dropna()
 
 
 def _mean_interval(scores: np.ndarray) -> tuple[float, float]:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 import hyperparameters
-from utils.report.protocols import PROTOCOLS, TITLES, Index, score
+from utils.report import protocols
+from utils.report.protocols import PROTOCOLS, TITLES, Index
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, interquartile_mean
-
-__all__ = [
-    "Choice",
-    "Estimate",
-    "Published",
-    "Row",
-    "Table",
-    "make_rows",
-    "make_tables",
-    "mean_and_deviation",
-    "scores_csv",
-    "signed",
-]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
 COLUMNS = {"idql": "IDQL-A"}  # algorithms that Table 1 prints under another name than theirs in capitals
@@ -63,9 +51,9 @@ class Choice:
     index: Index = "right"
 
     def scores(self, cell: Cell, protocol: str) -> np.ndarray | None:
-        """A score a seed [n], or None where one of them has none."""
-        values = [score(run, protocol, self.top_k, self.index) for run in cell.runs]
-        return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
+        """A score per seed [n], or None where one of them has none."""
+        values = protocols.scores(cell.frame(), protocol, self.top_k, self.index).to_numpy(np.float64)
+        return None if np.isnan(values).any() else values
 
 
 @dataclass(frozen=True)
@@ -80,9 +68,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """A task (or an average) and a method: an estimate a protocol, beside the paper's figure where it has one.
+    """A task (or an average) and a method: an estimate per protocol, beside the paper's figure where it has one.
 
-    reached: gradient steps of the last evaluation; steps: the same beside those of the task's own settings.
+    reached: gradient steps of the last evaluation; steps: the same beside those of the task's own settings; whole:
+    whether all of those were made.
     """
 
     label: str
@@ -94,40 +83,38 @@ class Row:
     estimates: Mapping[str, Estimate | None]
     paper: float | None
     paper_deviation: float | None
+    whole: bool
     corl: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (mean, deviation) by protocol
 
     def difference(self, protocol: str) -> float | None:
-        """Ours minus the paper's."""
+        """Ours minus the paper's, for runs of the task's own length: a shorter one says nothing of the method."""
         estimate = self.estimates[protocol]
-        return None if estimate is None or self.paper is None else estimate.mean - self.paper
+        return None if estimate is None or self.paper is None or not self.whole else estimate.mean - self.paper
 
 
 class Published:
     """Table 1 of the paper: (mean, deviation or None) by task and algorithm; and CORL's last and best scores."""
 
     def __init__(self, folder: Path = PUBLISHED) -> None:
-        with open(folder / "table1.csv", newline="") as file:
-            self._rows = {row["env_name"]: row for row in csv.DictReader(file)}
-        columns = next(iter(self._rows.values()))
-        self.columns = {name.lower().replace("-", "_"): name for name in columns}  # "diffusion_ql": "Diffusion-QL"
+        self._table = pd.read_csv(folder / "table1.csv", index_col="env_name")
+        self.columns = {name.lower().replace("-", "_"): name for name in self._table}  # "diffusion_ql": "Diffusion-QL"
         self.columns |= COLUMNS
-        self._corl: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-        with open(folder / "corl.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                found = self._corl.setdefault((row["env_name"], row["algorithm"]), {})
-                found[row["score"]] = (float(row["mean"]), float(row["std"]))
+        corl = pd.read_csv(folder / "corl.csv")
+        self._corl = dict(iter(corl.set_index("score").groupby(["env_name", "algorithm"])[["mean", "std"]]))
 
     def get(self, env_name: str, algo: str) -> tuple[float | None, float | None]:
         """The figure of `algo` on a task, (None, None) where the paper has none."""
-        row, column = self._rows.get(env_name), self.columns.get(algo)
-        if row is None or column is None or not row[column]:
-            return None, None
-        deviation = row.get(f"{column}_std")
-        return float(row[column]), float(deviation) if deviation else None
+        mean, deviation = (self._cell(env_name, f"{self.columns.get(algo)}{suffix}") for suffix in ("", "_std"))
+        return mean, None if mean is None else deviation
+
+    def _cell(self, env_name: str, column: str) -> float | None:
+        found = self._table.get(column, pd.Series(dtype=float)).get(env_name, np.nan)
+        return None if np.isnan(found) else float(found)
 
     def corl(self, env_name: str, algo: str) -> Mapping[str, tuple[float, float]]:
         """CORL's (mean, deviation) of `algo` on a task by protocol, `last` and `best`; empty where it has none."""
-        return self._corl.get((env_name, CORL.get(algo, "")), {})
+        found = self._corl.get((env_name, CORL.get(algo, "")))
+        return {} if found is None else {score: (row["mean"], row["std"]) for score, row in found.iterrows()}
 
 
 # --- Estimates ------------------------------------------------------------------------------------------
@@ -151,7 +138,7 @@ def estimate(scores: Sequence[np.ndarray | None], paired: bool) -> Estimate | No
 
 
 def make_rows(cells: Sequence[Cell], choice: Choice, published: Published) -> list[Row]:
-    """A row a cell, each origin of data with its averages after it."""
+    """A row per cell, each origin of data with its averages after it."""
     rows: list[Row] = []
     for label in dict.fromkeys(cell.label for cell in cells):
         own = [cell for cell in cells if cell.label == label]
@@ -167,10 +154,10 @@ def _cell_row(cell: Cell, choice: Choice, published: Published) -> Row:
     paired = {name: estimate([choice.scores(cell, name)], paired=True) for name in PROTOCOLS}
     paper = (None, None) if cell.changed else published.get(cell.env_name, cell.algo)
     reached = steps = f"{cell.reached:,}"
-    if (own := _own_steps(cell)) not in (None, cell.reached):
-        steps += f" of {own:,}"
+    if cell.own_steps not in (None, cell.reached):
+        steps += f" of {cell.own_steps:,}"
     corl = {} if cell.changed else published.corl(cell.env_name, cell.algo)
-    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), reached, steps, paired, *paper, corl)
+    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), reached, steps, paired, *paper, cell.whole, corl)
 
 
 def _average_row(
@@ -187,17 +174,9 @@ def _average_row(
     # The mean of the paper's own rows for the same tasks, not its printed average over all of them.
     paper = float(np.mean(known)) if len(known) == len(papers) else None
     first = members[0]
+    whole = all(cell.whole for cell in members)
     return [Row(first.label, f"{name} ({len(members)} of {len(tasks)})", first.method,
-                _seeds(first) if paired else "various", "", "", estimates, paper, None)]  # fmt: skip
-
-
-def _own_steps(cell: Cell) -> int | None:
-    """Gradient steps of the task's own settings."""
-    try:
-        config = hyperparameters.get(cell.algo, cell.env_name)
-    except ValueError:
-        return None
-    return config.num_epochs * config.num_steps_per_epoch
+                _seeds(first) if paired else "various", "", "", estimates, paper, None, whole)]  # fmt: skip
 
 
 def _seeds(cell: Cell) -> str:
@@ -237,6 +216,15 @@ class Table:
         return "\n".join([*parts, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def harmless(text: str) -> str:
+    """`text` for a cell that a spreadsheet may open: what begins like a formula, and is no number, begins with '."""
+    try:
+        float(text.replace("−", "-"))
+    except ValueError:
+        return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\r") else text
+    return text
+
+
 _LATEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$",
           "†": r"$\dagger$", "−": "$-$", "–": "--", "$": r"\$", "~": r"\textasciitilde{}"}  # fmt: skip
 
@@ -248,7 +236,16 @@ def _latex(text: str) -> str:
 def make_tables(label: str, rows: Iterable[Row], choice: Choice, remarks: Sequence[str] = ()) -> list[Table]:
     """Comparison of methods, all protocols, and interquartile means, for the data of one origin only."""
     own = [row for row in rows if row.label == label]
-    return [_comparison(label, own, choice), _protocols(label, own, choice, remarks), _iqm(label, own)]
+    tables = [_comparison(label, own, choice), _protocols(label, own, choice, remarks), _iqm(label, own)]
+    return [_without_empty_columns(table) for table in tables]
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """The table with those columns of numbers only in which some row has one."""
+    kept = [i for i in range(len(table.columns))
+            if i < table.names or any(row[i] not in ("–", "") for row in table.rows)]  # fmt: skip
+    rows = [[row[i] for i in kept] for row in table.rows]
+    return dataclasses.replace(table, columns=[table.columns[i] for i in kept], rows=rows)
 
 
 def _comparison(label: str, rows: Sequence[Row], choice: Choice) -> Table:
@@ -320,7 +317,7 @@ def _mean(value: Estimate | None) -> str:
 
 
 def mean_and_deviation(scores: np.ndarray) -> str:
-    """Of a score a seed [n]; without the deviation for one seed."""
+    """Of a score per seed [n]; without the deviation for one seed."""
     return _with_deviation(float(scores.mean()), float(scores.std()) if len(scores) > 1 else None)
 
 
@@ -351,17 +348,14 @@ def signed(value: float | None) -> str:
 
 
 def scores_csv(rows: Iterable[Row]) -> str:
-    """All rows in long form, a line a protocol, unrounded."""
-    out = io.StringIO()
-    columns = ("data", "task", "method", "seeds", "steps", "protocol", "mean", "deviation", "iqm", "iqm_low",
-               "iqm_high", "paper", "difference")  # fmt: skip
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
+    """All rows in long form, a line per protocol, unrounded."""
+    lines = []
     for row in rows:
         for protocol, value in row.estimates.items():
             if value is not None:
                 low, high = value.interval or (None, None)
-                what = (row.label, row.name, row.method, row.seeds, row.steps, protocol)
-                numbers = (value.mean, value.deviation, value.iqm, low, high, row.paper, row.difference(protocol))
-                writer.writerow([*what, *numbers])
-    return out.getvalue()
+                lines.append({"data": row.label, "task": row.name, "method": row.method, "seeds": row.seeds,
+                              "steps": row.steps, "protocol": protocol, "mean": value.mean,
+                              "deviation": value.deviation, "iqm": value.iqm, "iqm_low": low, "iqm_high": high,
+                              "paper": row.paper, "difference": row.difference(protocol)})  # fmt: skip
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
