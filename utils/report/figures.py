@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from utils.report.protocols import evaluations
 from utils.report.runs import Cell
@@ -75,7 +76,11 @@ _CAPTIONS = {
 def save(figure: Figure, path: Path) -> None:
     """PATH.png and PATH.pdf. The PDF carries no date, so the same runs give the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    picture = Image.open(path.with_suffix(".png")).convert("RGB")
+    if picture.getcolors(256):  # few colours, such as greys: the same picture in a third of the bytes
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    picture.save(path.with_suffix(".png"), optimize=True)
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
 
 
