@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,10 +365,7 @@ def test_seeds_that_differ_are_remarked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "config.json").write_text("{"), "is not what run.py writes"),
-        (lambda f: (f / "config.json").write_text("{}"), "is not what run.py writes"),
         (lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,9.5\n40,\n"), "line 3, is damaged"),
-        (lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"), "metrics.csv, line 2, is damaged"),
         (lambda f: shutil.copytree(f, f.parents[3] / "b" / "seed_0"), "name one of them"),
         (lambda f: shutil.rmtree(f), "no run below"),
     ],
@@ -376,6 +374,137 @@ def test_one_line_for_what_cannot_be_read(tmp_path, capsys, damage, message):
     damage(make_run(tmp_path / "a", [10.0]))
     assert main([str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def in_config(**parts: Any) -> Callable[[Path], object]:
+    """Put values into a part of config.json (a dictionary is merged with what is there)."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        for part, value in parts.items():
+            config[part] = {**config[part], **value} if isinstance(value, dict) else value
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def as_folder(name: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
+MALFORMED = {
+    "no JSON": lambda f: (f / "config.json").write_text("{"),
+    "nothing in it": lambda f: (f / "config.json").write_text("{}"),
+    "bytes": lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "nested": lambda f: (f / "config.json").write_text('{"settings": ' + "[" * 100_000),
+    "nested, whole": lambda f: (f / "config.json").write_text("[" * 100_000 + "]" * 100_000),
+    "nested in a part": in_config(versions={"torch": json.loads("[" * 300 + "]" * 300)}),
+    "a folder": as_folder("config.json"),
+    "a folder of evaluations": as_folder("evaluations.csv"),
+    "a folder of metrics": as_folder("metrics.csv"),
+    "a pipe": lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")),
+    "settings null": in_config(settings=None),
+    "run a list": in_config(run=[]),
+    "dataset a text": in_config(dataset="d4rl"),
+    "algo a number": in_config(run={"algo": 5}),
+    "task a list": in_config(run={"env_name": ["hopper-medium-v2"]}),
+    "task without end": in_config(run={"env_name": "x" * 100_000}),
+    "half a character": in_config(run={"env_name": "\ud800"}),
+    "lines in a name": in_config(dataset={"source": "x", "label": "a\n| b |"}),
+    "seed null": in_config(seed=None),
+    "epochs a text": in_config(settings={"num_epochs": "2"}),
+    "epochs without end": in_config(settings={"num_epochs": 10**30}),
+    "a setting of settings": in_config(settings={"kappa": {"a": 1}}),
+    "kappa a text": in_config(settings={"kappa": "0.05"}),
+    "rank a text": in_config(settings={"top_k": "first"}),
+    "weights a number": in_config(run={"load_published": [5]}),
+    "no number": lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"),
+    "no step": lambda f: (f / "metrics.csv").write_text("kl_loss\n1\n"),
+    "step without end": lambda f: (f / "evaluations.csv").write_text(f"step,normalized_score\n{10**25},1\n"),
+    "score without end": lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,1e300\n"),
+    "no score": lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,inf\n"),
+    "no row": lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n"),
+    "nothing at all": lambda f: (f / "evaluations.csv").write_text(""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_folder_costs_a_warning_and_not_the_report(tmp_path, capsys, damage):
+    make_run(tmp_path / "good", [10.0])
+    damage(make_run(tmp_path / "bad", [50.0], env_name="walker2d-medium-v2"))
+    assert main([str(tmp_path), "--export", str(tmp_path / "kept")]) == 0
+    out, err = capsys.readouterr()
+    (warning,) = err.splitlines()
+    assert warning.startswith("note: left out: ") and len(warning) < 1000
+    assert "| hopper-medium-v2 | diffcps | 20 of 2,000,000 | 0 | 10.0 |" in out and "walker2d" not in out
+    assert "exported 1 runs" in out
+
+
+ODD = {
+    "a formula": in_config(dataset={"source": "x", "label": r"$\frac{1$"}, run={"algo": r"a$\frac{1$$"}),
+    "a formula for a setting": in_config(settings={"beta_schedule": r"$\frac{1$", "diffusion_steps": "x"}),
+    "a spreadsheet's formula": in_config(dataset={"source": "x", "label": '=HYPERLINK("http://x","y")'},
+                                         run={"algo": "+1+cmd|' /C calc'!A0", "env_name": "@SUM(1+1)"}),
+    "hidden names": in_config(run={"algo": "_x", "env_name": "_y"}),
+    "long names": in_config(run={"algo": "x" * 300, "env_name": "y" * 300},
+                            dataset={"source": "x", "label": "é" * 300}),
+    "no kappa": in_config(run={"algo": "unknown"}, settings={"kappa": 0}),
+    "endless kappa": in_config(settings={"kappa": float("inf"), "diffusion_steps": float("nan")}),
+    "weights a path": in_config(run={"load_published": ["actor=/x/y.pth"]}, dataset={"path": 5, "source": 6}),
+    "a step twice": lambda f: (f / "metrics.csv").write_text("step,kl_loss,lambda\n10,1,1\n10,2,2\n20,inf,1e308\n"),
+    "no metrics": lambda f: (f / "metrics.csv").unlink(),
+    "negative loss": lambda f: (f / "metrics.csv").write_text("step,kl_loss,lambda\n10,-1,-1\n20,-2,0\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
+def test_odd_names_and_numbers_are_shown_as_they_are(tmp_path, capsys, change):
+    for seed in (0, 1):
+        make_run(tmp_path / "good", [10.0], seed=seed)
+        change(make_run(tmp_path / "bad", [50.0 + seed], env_name="walker2d-medium-v2", seed=seed))
+    wanted = ["--out", tmp_path / "out", "--html", tmp_path / "page.html", "--export", tmp_path / "kept"]
+    out = report(capsys, tmp_path / "good", tmp_path / "bad", "--by", "diffusion_steps", *wanted)
+    assert "10.5 ±" not in out and "50.5 ± 0.5" in out and "exported 4 runs" in out
+    assert "exported 4 runs" in report(capsys, tmp_path / "kept", "--export", tmp_path / "again")
+    assert (tmp_path / "kept" / EPISODES).read_bytes() == (tmp_path / "again" / EPISODES).read_bytes()
+
+
+def test_no_cell_of_any_table_begins_a_spreadsheets_formula(tmp_path, capsys):
+    folder = make_run(tmp_path / "a", [-5.0], dataset=file_data("/data/x.hdf5"))
+    ODD["a spreadsheet's formula"](folder)
+    wanted = ["--out", tmp_path / "out", "--html", tmp_path / "page.html", "--export", tmp_path / "kept"]
+    text = report(capsys, tmp_path / "a", *wanted)
+    assert "| '@SUM(1+1) | '+1+cmd\\|' /C calc'!A0 " in text and "| −5.0 |" in text
+    with open(tmp_path / "out" / "tables" / "scores.csv", newline="") as file:
+        header, line, *_ = csv.reader(file)
+    assert line[:3] == ['\'=HYPERLINK("http://x","y")', "'@SUM(1+1)", "'" + line[2][1:]]
+    assert float(line[header.index("mean")]) == -5  # numbers stay numbers
+    latex = next((tmp_path / "out" / "tables").glob("*.tex")).read_text()
+    assert "\n'@SUM(1+1) & '+1+cmd" in latex
+    page = (tmp_path / "page.html").read_text()
+    assert '<td class="name">&#39;@SUM(1+1)</td>' in page and not re.search("<t[dh][^>]*>[=+@-]", page)
+    rows = csv.reader(gzip.decompress((tmp_path / "kept" / EPISODES).read_bytes()).decode().splitlines())
+    assert [row[1:4] for row in rows][1] == [line[0], "'+1+cmd|' /C calc'!A0", "'@SUM(1+1)"]
+    assert report(capsys, tmp_path / "kept") == text.split("wrote")[0] + "\n"  # and an export says the same
+
+
+def test_a_damaged_line_of_an_export_costs_a_warning(tmp_path, capsys):
+    for seed in range(3):
+        make_run(tmp_path / "a", [10.0], seed=seed)
+    kept = tmp_path / "kept"
+    report(capsys, tmp_path / "a", "--export", kept)
+    lines = (kept / RUNS).read_text().splitlines()
+    (kept / RUNS).write_text("\n".join([lines[0], "[" * 100_000, lines[2]]) + "\n")
+    assert main([str(kept)]) == 0
+    out, err = capsys.readouterr()
+    assert f"note: left out: {kept / RUNS}, line 2: " in err and "| 0,2 | 10.0 ± 0.0 |" in out
+    (kept / EPISODES).write_bytes((kept / EPISODES).read_bytes()[:-9])
+    assert main([str(kept)]) == 2
+    assert "is not what --export writes" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):

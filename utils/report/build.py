@@ -143,14 +143,13 @@ def write(report: Report, out: Path) -> list[Path]:
     tables, drawings = out / "tables", out / "figures"
     tables.mkdir(parents=True, exist_ok=True)
     written = [tables / "scores.csv"]
-    written[0].write_text(scores_csv(report.rows))
-    (tables / "runs.md").write_text(runs_table(report.runs).markdown())
-    for label in report.labels:
-        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())
+    written[0].write_text(scores_csv(report.rows), encoding="utf-8")
+    (tables / "runs.md").write_text(runs_table(report.runs).markdown(), encoding="utf-8")
+    for label, name in zip(report.labels, _file_names(report.labels), strict=True):
         _, made, drawn = report.section(label)
         for suffix, text in (("md", [t.markdown() for t in made]), ("tex", [t.latex() for t in made])):
             written.append(tables / f"{name}.{suffix}")
-            written[-1].write_text("\n".join(text))
+            written[-1].write_text("\n".join(text), encoding="utf-8")
         for title, _, figure in drawn:
             figures.save(figure, drawings / f"{name}-{title}")
             written.append(drawings / f"{name}-{title}.png")
@@ -158,11 +157,20 @@ def write(report: Report, out: Path) -> list[Path]:
     return written
 
 
+def _file_names(labels: Sequence[str]) -> list[str]:
+    """A name for each label's files, none twice."""
+    names: list[str] = []
+    for label in labels:
+        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())[:60]
+        names.append(name if name not in (*names, "runs", "scores") else f"{name}-{len(names)}")
+    return names
+
+
 def write_page(report: Report, path: Path, title: str = "Results") -> None:
     """The one self-contained page."""
     sections = [report.section(label) for label in report.labels]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(make_page(title, sections, report.runs, report.warnings))
+    path.write_text(make_page(title, sections, report.runs, report.warnings), encoding="utf-8")
 
 
 def save(

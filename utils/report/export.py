@@ -51,7 +51,7 @@ def portable(config: Mapping[str, Any], label: str) -> dict[str, Any]:
     for part, names in ((dataset, ("path",)), (run, ("dir",))):
         for name in names:
             if part.get(name):
-                part[name] = Path(part[name]).name
+                part[name] = Path(str(part[name])).name
     source = str(dataset.get("source"))
     if source not in OFFICIAL and not source.startswith("minari:"):
         dataset["source"] = run["dataset"] = Path(source).name

@@ -50,7 +50,7 @@ def _every(points: int, look: dict[str, object]) -> dict[str, object]:
 
 def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that can be drawn, for the data of one origin."""
-    title = f"data: {cells[0].label}"
+    title = literal(f"data: {cells[0].label}")
     for setting in by:
         if (figure := sensitivity(cells, choice, title, setting)) is not None:
             yield "sensitivity" if len(by) == 1 else f"sensitivity-{setting}", _CAPTIONS["sensitivity"], figure
@@ -115,10 +115,10 @@ def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str)
     lines: dict[str, list[tuple[float, np.ndarray]]] = {}
     for cell in cells:
         scores = choice.scores(cell, choice.protocol)
-        if scores is not None and setting in cell.runs[0].settings:
+        if scores is not None and isinstance(cell.runs[0].settings.get(setting), int | float):
             others = [f"{name}={value}" for name, value in sorted(cell.changed.items()) if name != setting]
             line = f"{cell.env_name} ({' '.join([cell.algo, *others])})"
-            lines.setdefault(line, []).append((cell.runs[0].settings[setting], scores))
+            lines.setdefault(literal(line), []).append((cell.runs[0].settings[setting], scores))
     lines = {name: points for name, points in lines.items() if len({value for value, _ in points}) > 1}
     if not lines:
         return None
@@ -163,17 +163,19 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
     for cell in drawn:
         look = style(_number(drawn, cell))
         for axes, name in zip(pairs[cell.env_name], ("lambda", "kl_loss"), strict=True):
-            steps, values = _metric(cell, name)
-            label = _name(drawn, cell)
-            axes.plot(steps, values.mean(axis=1), label=label, **_every(len(steps), look))
-            axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0)
+            values = _metric(cell, name)
+            axes.plot(values.index, values.mean(axis=1), label=_name(drawn, cell), **_every(len(values), look))
+            axes.fill_between(
+                values.index, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0
+            )
     for task, (above, below) in pairs.items():
-        above.set_title(task, fontsize=9)
+        above.set_title(literal(task), fontsize=9)
         above.set_ylabel("λ")
         below.set_yscale("log")
         below.set_xlabel("gradient steps")
         below.set_ylabel("denoising loss (KL term)")
-        for kappa in dict.fromkeys(run.settings["kappa"] for c in drawn if c.env_name == task for run in c.runs):
+        bounds = [run.settings.get("kappa", 0) for c in drawn if c.env_name == task for run in c.runs]
+        for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
             below.axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
             below.annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
                            va="bottom", fontsize=7, color="0.25")  # fmt: skip
@@ -181,12 +183,16 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
     return _finish(figure, dict(enumerate(grid.ravel())))
 
 
-def _metric(cell: Cell, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [R] that every seed has a value at, and the values [R, n]."""
-    shared = set.intersection(*(set(run.metrics["step"][np.isfinite(run.metrics[name])].tolist()) for run in cell.runs))
-    steps = np.array(sorted(step for step in shared if step > 0))
-    values = [run.metrics[name][np.isin(run.metrics["step"], steps)] for run in cell.runs]
-    return steps, np.transpose(values)
+def _metric(cell: Cell, name: str) -> pd.DataFrame:
+    """The metric of each seed (columns) at the steps (rows) at which every seed has a value."""
+    values = {run.seed: pd.Series(run.metrics[name], run.metrics["step"]).groupby(level=0).last() for run in cell.runs}
+    frame = pd.DataFrame(values).replace([np.inf, -np.inf], np.nan).dropna()
+    return frame[frame.index > 0]
+
+
+def literal(text: str) -> str:
+    """Text as Matplotlib shows it to the letter: no formula between dollars, no label hidden for its underscore."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> Figure | None:
@@ -201,7 +207,7 @@ def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> F
             continue
         runs, look = sum(map(len, scores)), style(number)
         axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post",
-                  label=f"{method} ({runs} runs)", **_every(len(THRESHOLDS), look))  # fmt: skip
+                  label=literal(f"{method} ({runs} runs)"), **_every(len(THRESHOLDS), look))  # fmt: skip
         if all(len(task) > 1 for task in scores):
             draws = performance_profile(resample(scores, np.random.default_rng(0), 1000), THRESHOLDS)
             axes.fill_between(THRESHOLDS, *np.quantile(draws, [0.025, 0.975], axis=0), color=look["color"], alpha=0.15,
@@ -228,7 +234,7 @@ def _panels(cells: Sequence[Cell], title: str) -> tuple[Figure, dict[object, Axe
         spare.set_visible(False)
     panels: dict[object, Axes] = dict(zip(tasks, grid.ravel(), strict=False))
     for task, axes in panels.items():
-        axes.set_title(str(task), fontsize=9)
+        axes.set_title(literal(str(task)), fontsize=9)
         axes.set_xlabel("gradient steps")
     figure.suptitle(title, fontsize=9)
     return figure, panels
@@ -242,7 +248,7 @@ def _number(cells: Sequence[Cell], cell: Cell) -> int:
 def _name(cells: Sequence[Cell], cell: Cell) -> str:
     """The method, with its number of steps where the same task has several lengths of it."""
     alike = {other.total_steps for other in cells if (other.env_name, other.method) == (cell.env_name, cell.method)}
-    return cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)"
+    return literal(cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)")
 
 
 def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts: bool = True) -> Figure:

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from utils.report.runs import SeedRun
-from utils.report.tables import Table
+from utils.report.tables import Table, harmless
 
 Section = tuple[str, Sequence[Table], Iterable[tuple[str, str, Figure]]]  # origin of the data, tables, figures
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -24,8 +24,11 @@ def make_page(title: str, sections: Sequence[Section], runs: Sequence[SeedRun], 
         {"label": label, "tables": tables, "pictures": [(caption, _picture(figure)) for _, caption, figure in drawings]}
         for label, tables, drawings in sections
     ]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
-    return template.render(title=title, sections=shown, runs=runs_table(runs), warnings=warnings)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["harmless"] = harmless
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title, sections=shown, runs=runs_table(runs), warnings=warnings
+    )
 
 
 def runs_table(runs: Sequence[SeedRun]) -> Table:

@@ -238,7 +238,10 @@ def read_run(folder: Path, labels: Labels) -> SeedRun:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is not a file; move it away")
     config = read_config(folder)
-    columns, metric = read_evaluations(evaluations), read_metrics(metrics)
+    try:
+        columns, metric = read_evaluations(evaluations), read_metrics(metrics)
+    except OverflowError as error:
+        raise UserError(f"{evaluations} or {metrics.name} holds a number without end ({error})") from error
     frame = pd.DataFrame({"score" if name == "normalized_score" else name: x for name, x in columns.items()})
     for name in NUMBERS:
         if name not in ("run", *frame):
@@ -303,22 +306,29 @@ def _seed_run(
         raise UserError(f"{place} is not what run.py writes ({type(error).__name__}: {error}); move it away") from error
 
 
-LONGEST, LARGEST, FURTHEST = 300, 1e6, 10**12  # letters of a value, a normalised score in percent, a step
+LARGEST, FURTHEST = 1e6, 10**12  # a normalised score in percent, and a step: no run goes beyond
 
 
 def _check(config: Mapping[str, Any], episodes: pd.DataFrame) -> None:
     """Raises ValueError, KeyError or TypeError for what no run has written: all that passes can be shown."""
-    for part in ("settings", "run", "dataset"):
-        for name, value in config[part].items():
+    for name, part in config.items():
+        for key, value in part.items() if isinstance(part, dict) else [("", part)]:
             values = value if isinstance(value, list) else [value]
-            if any(not isinstance(x, str | int | float | None) for x in values) or len(f"{name}{value}") > LONGEST:
-                raise ValueError(f"{part}: {str(name)[:40]} is no plain value")
+            text, longest = f"{key}{values}" if len(values) < 100 else "", 300 if name == "settings" else 4096
+            if not all(isinstance(x, str | int | float | None) for x in values) or not 0 < len(text) <= longest:
+                raise ValueError(f"{name} {str(key)[:40]} is no plain value")
+            if any(min(str(x).encode(), default=32) < 32 for x in (key, *values)):  # encode: no half characters either
+                raise ValueError(f"{name} {str(key)[:40]!r} has control characters")
     settings, run = config["settings"], config["run"]
     counts = [config["seed"], settings["num_epochs"], settings["num_steps_per_epoch"], settings.get("top_k", 0)]
     if any(type(count) is not int or not 0 <= count <= FURTHEST for count in counts):
         raise ValueError(f"seed, num_epochs, num_steps_per_epoch or top_k is no count: {counts}")
     if not all(isinstance(run[name], str) for name in ("algo", "env_name")):
         raise TypeError("algo and env_name are no names")
+    if not all(len(str(name)) <= 300 for name in (run["algo"], run["env_name"], config["dataset"].get("label"))):
+        raise ValueError("a name has more than 300 letters")
+    if not all(isinstance(text, str) for text in run.get("load_published") or ()):
+        raise TypeError("load_published is no list of names")
     if not isinstance(settings.get("kappa", 0.0), int | float):
         raise TypeError("kappa is no number")
     if not episodes["step"].between(0, FURTHEST).all() or (episodes["score"].abs() > LARGEST).any():

@@ -202,7 +202,8 @@ class Table:
     def markdown(self) -> str:
         """GitHub's tables."""
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
-        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, rule, *self.rows)]
+        head, *body = ["| " + " | ".join(map(_markdown, row)) + " |" for row in (self.columns, *self.rows)]
+        lines = [head, "| " + " | ".join(rule) + " |", *body]
         notes = [f"- {note}" for note in self.notes]
         return "\n".join([f"### {self.title}", "", *lines, *([""] if notes else []), *notes, ""])
 
@@ -225,12 +226,17 @@ def harmless(text: str) -> str:
     return text
 
 
+def _markdown(text: str) -> str:
+    return harmless(text).replace("|", "\\|")
+
+
 _LATEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$",
-          "†": r"$\dagger$", "−": "$-$", "–": "--", "$": r"\$", "~": r"\textasciitilde{}"}  # fmt: skip
+          "†": r"$\dagger$", "−": "$-$", "–": "--", "$": r"\$", "~": r"\textasciitilde{}",
+          "^": r"\textasciicircum{}", "{": r"\{", "}": r"\}"}  # fmt: skip
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in harmless(text))
 
 
 def make_tables(label: str, rows: Iterable[Row], choice: Choice, remarks: Sequence[str] = ()) -> list[Table]:
@@ -354,7 +360,8 @@ def scores_csv(rows: Iterable[Row]) -> str:
         for protocol, value in row.estimates.items():
             if value is not None:
                 low, high = value.interval or (None, None)
-                lines.append({"data": row.label, "task": row.name, "method": row.method, "seeds": row.seeds,
+                names = {"data": row.label, "task": row.name, "method": row.method, "seeds": row.seeds}
+                lines.append({**{column: harmless(name) for column, name in names.items()},
                               "steps": row.steps, "protocol": protocol, "mean": value.mean,
                               "deviation": value.deviation, "iqm": value.iqm, "iqm_low": low, "iqm_high": high,
                               "paper": row.paper, "difference": row.difference(protocol)})  # fmt: skip
