@@ -247,9 +247,13 @@ def test_only_some_runs(tmp_path, capsys):
 def test_corls_scores_stand_beside_the_same_algorithms(tmp_path):
     """The figures are those of CORL's README, on the official data; AntMaze there is v2."""
     published = Published()
-    assert published.corl("hopper-medium-v2", "iql") == {"last": (67.53, 3.78), "best": (80.46, 3.09)}
-    assert published.corl("antmaze-umaze-v0", "iql") == {} and published.corl("hopper-medium-v2", "diffcps") == {}
-    assert published.get("halfcheetah-medium-expert-v2", "idql") == (95.9, None)  # printed as IDQL-A
+    assert published.corl("hopper-medium-v2", "iql", "last") == (67.53, 3.78)
+    assert published.corl("hopper-medium-v2", "iql", "best") == (80.46, 3.09)
+    for none in (("antmaze-umaze-v0", "iql", "last"), ("hopper-medium-v2", "diffcps", "last")):
+        assert np.isnan(published.corl(*none)).all()
+    assert published.get("halfcheetah-medium-expert-v2", "idql") == pytest.approx((95.9, np.nan), nan_ok=True)  # IDQL-A
+    assert published.get("hopper-medium-v2", "diffcps") == (100.1, 3.5)
+    assert np.isnan(published.get("antmaze-umaze-v2", "diffcps")).all()
 
 
 def test_methods_of_different_own_lengths_share_a_row(tmp_path, capsys):
@@ -265,11 +269,10 @@ def test_averages_count_their_tasks_and_compare_with_the_same_ones(tmp_path):
         for seed in (0, 1):
             make_run(tmp_path, [level + 2 * seed], env_name=env_name, seed=seed)
     rows = make_rows(group(found(tmp_path)), Choice(), Published())
-    averages = [row for row in rows if row.name.startswith("average")]
-    assert [row.name for row in averages] == ["average-locomotion (2 of 9)"]  # one AntMaze task is no average
-    value = averages[0].estimates["last"]
-    assert (value.mean, value.deviation) == pytest.approx((86, 1))
-    assert averages[0].paper == pytest.approx((100.1 + 90.9) / 2)
+    averages = rows[rows["task"].str.startswith("average")].set_index("protocol")
+    assert set(averages["task"]) == {"average-locomotion (2 of 9)"}  # one AntMaze task is no average
+    assert averages.loc["last", ["mean", "deviation"]].tolist() == pytest.approx([86, 1])
+    assert averages.loc["last", "paper"] == pytest.approx((100.1 + 90.9) / 2)
 
 
 def test_data_of_different_origin_never_share_a_table(tmp_path, capsys):
@@ -313,7 +316,8 @@ def test_changed_settings_are_another_method(tmp_path):
     ]
     assert named == ["diffcps diffusion_steps=5", "diffcps diffusion_steps=15"]
     rows = make_rows(group(runs), Choice(), Published())
-    assert [row.paper for row in rows] == [100.1, None, None]  # the paper's figure is for its own settings
+    # The paper's figure is for its own settings.
+    assert rows[rows["protocol"] == "last"]["paper"].tolist() == pytest.approx([100.1, np.nan, np.nan], nan_ok=True)
 
 
 def test_runs_of_other_lengths_are_not_averaged(tmp_path):
@@ -410,6 +414,7 @@ MALFORMED = {
     "settings null": in_config(settings=None),
     "run a list": in_config(run=[]),
     "dataset a text": in_config(dataset="d4rl"),
+    "origins a list": in_config(origins=["default"]),
     "algo a number": in_config(run={"algo": 5}),
     "task a list": in_config(run={"env_name": ["hopper-medium-v2"]}),
     "task without end": in_config(run={"env_name": "x" * 100_000}),

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from utils.errors import UserError
 from utils.report import figures
 from utils.report.export import export
 from utils.report.page import Section, make_page, runs_table
 from utils.report.runs import Cell, Labels, SeedRun, find_runs, group, plain
-from utils.report.tables import Choice, Published, Row, Table, make_rows, make_tables, scores_csv
+from utils.report.tables import Choice, Published, Table, make_rows, make_tables, scores_csv
 
 SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}  # --model_selection: the protocol
 
@@ -25,7 +26,7 @@ class Report:
     """What was read and what was made of it, before any file is written."""
 
     cells: Sequence[Cell]
-    rows: Sequence[Row]
+    rows: pd.DataFrame  # as `make_rows` gives them
     choice: Choice
     warnings: Sequence[str]
     by: Sequence[str] = ()

@@ -46,8 +46,8 @@ def export(runs: Sequence[SeedRun], target: Path) -> list[Path]:
 
 def portable(config: Mapping[str, Any], label: str) -> dict[str, Any]:
     """`config` with file names in place of paths, the origin of the data spelt out, and origins but the usual ones."""
-    config = copy.deepcopy(dict(config))
-    dataset, run = config["dataset"], config["run"]
+    copied: dict[str, Any] = copy.deepcopy(dict(config))
+    dataset, run = copied["dataset"], copied["run"]
     for part, names in ((dataset, ("path",)), (run, ("dir",))):
         for name in names:
             if part.get(name):
@@ -58,6 +58,5 @@ def portable(config: Mapping[str, Any], label: str) -> dict[str, Any]:
         dataset["label"] = label
     if run.get("load_published"):
         run["load_published"] = [f"{k}={Path(f).name}" for k, _, f in (t.partition("=") for t in run["load_published"])]
-    if "origins" in config:
-        config["origins"] = {name: origin for name, origin in config["origins"].items() if origin != "default"}
-    return config
+    copied["origins"] = {name: o for name, o in copied.get("origins", {}).items() if o != "default"}
+    return copied

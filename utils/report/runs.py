@@ -215,7 +215,8 @@ def find_runs(places: Iterable[Path], labels: Labels) -> tuple[list[SeedRun], li
         for path in sorted([*place.rglob("config.json"), *place.rglob(RUNS)]):
             if path.name == RUNS or (path.parent / "evaluations.csv").exists():
                 found[path.parent.resolve()] = None
-    runs, notes = [], []
+    runs: list[SeedRun] = []
+    notes: list[str] = []
     for folder in found:
         try:
             if (folder / RUNS).exists():
@@ -323,6 +324,8 @@ def _check(config: Mapping[str, Any], episodes: pd.DataFrame) -> None:
     counts = [config["seed"], settings["num_epochs"], settings["num_steps_per_epoch"], settings.get("top_k", 0)]
     if any(type(count) is not int or not 0 <= count <= FURTHEST for count in counts):
         raise ValueError(f"seed, num_epochs, num_steps_per_epoch or top_k is no count: {counts}")
+    if not isinstance(config.get("origins", {}), dict):
+        raise TypeError("origins is no object")
     if not all(isinstance(run[name], str) for name in ("algo", "env_name")):
         raise TypeError("algo and env_name are no names")
     if not all(len(str(name)) <= 300 for name in (run["algo"], run["env_name"], config["dataset"].get("label"))):
