@@ -28,8 +28,8 @@ from experiments.study.study import Experiment, command_line, main, settings_of
 from experiments.study.training import continue_run
 from utils import options, sources
 from utils.errors import UserError
-from utils.report.build import Report, make_report, save
-from utils.report.runs import Cell, Labels, plain
+from utils.report.build import Report, save, summarise
+from utils.report.runs import Cell, Labels, find_runs, plain
 from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
 from utils.runs import checkpoint
 from utils.runs.columns import EVALUATION_COLUMNS
@@ -140,7 +140,7 @@ def chosen(report: Report, label: str) -> list[Table]:
     lines = []
     for (env_name, method, steps), cells in groups.items():
         names = _names(cells)
-        episodes = [np.stack([run.episodes[-1] for run in cell.runs]) for cell in cells]  # [n, E] each
+        episodes = [np.stack([run.last_scores for run in cell.runs]) for cell in cells]  # [n, E] each
         if len(cells) < 2 or len({scores.shape for scores in episodes}) > 1 or episodes[0].shape[1] < 2:
             continue
         best, picked, held_out = choose(np.stack(episodes))
@@ -224,8 +224,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def show(folders: Sequence[Path], given: argparse.Namespace) -> int:
     """Tables on the screen, files where asked for."""
-    algos = {path.parents[2].name for folder in folders for path in folder.resolve().rglob("config.json")}
-    report = make_report(folders, Labels.parse(given.label), Choice(), settings_of(BY, algos), extra=chosen)
+    runs, notes = find_runs(folders, Labels.parse(given.label))
+    report = summarise(runs, notes, Choice(), settings_of(BY, {run.algo for run in runs}), extra=chosen)
     done = save(report, given.out, given.html, title=EXPERIMENT.about)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))
