@@ -325,6 +325,7 @@ def test_one_line_for_what_cannot_be_read(tmp_path, capsys, damage, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
     make_run(tmp_path / "a", [10.0])
     command = [sys.executable, "-m", "utils.report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]
