@@ -222,6 +222,7 @@ def test_candidates_are_drawn_by_softmax_of_the_target_critics() -> None:
     assert share == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.slow
 def test_it_finds_the_better_of_two_actions_in_the_data() -> None:
     """One-step episodes, actions -0.6 and 0.6, reward 1 for the second: act near it, and not beyond the data."""
     settings = {"alpha": 1.0, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "lr_decay": False}

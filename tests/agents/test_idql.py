@@ -249,6 +249,7 @@ def test_the_policy_is_the_average_not_the_trained_network() -> None:
     assert not torch.equal(agent.act(states, torch.Generator().manual_seed(0)), before)
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_reward_is() -> None:
     """One state, two actions in the data, one of them rewarded: candidates of both, and the better one is chosen."""
     agent = make(num_epochs=1, learning_rate=3e-3, critic_learning_rate=3e-3, dropout=0.0, ema_decay=0.9, tau=0.1,

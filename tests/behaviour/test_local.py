@@ -116,6 +116,7 @@ def test_a_cache_is_used_until_its_policies_change_or_it_breaks(tmp_path: Path, 
     assert digest(path) != before
 
 
+@pytest.mark.slow
 def test_a_killed_collection_leaves_no_cache(tmp_path: Path) -> None:
     code = "import sys; from utils import local; local.load('hopper-medium-v2', 50_000_000, 0, sys.argv[1])"
     process = subprocess.Popen(

@@ -229,6 +229,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_one_experiment_from_plan_to_table(tmp_path, data, capsys):
     arguments = ["--dataset", str(data), "--scale", "0.000001", "--seeds", "0-1", "--device", "cpu", "--threads", "1",
                  "--dir", str(tmp_path), "--tasks", "hopper-medium-v2", "walker2d-medium-v2"]  # fmt: skip
@@ -312,6 +313,7 @@ def test_a_setting_is_chosen_on_one_half_of_the_episodes_and_scored_on_the_other
     assert (best, picked) == (1, [1, 0]) and held_out.tolist() == [(7 + 0) / 2, (7 + 0) / 2]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_scored_with_every_setting(tmp_path, data, capsys):
     command = ["--algo", "idql", "--env_name", "hopper-medium-v2", "--dataset", str(data / "hopper-medium.hdf5"),
                "--num_epochs", "1", "--num_steps_per_epoch", "4", "--eval_interval", "1", "--eval_episodes", "4",

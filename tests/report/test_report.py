@@ -512,6 +512,7 @@ def test_a_damaged_line_of_an_export_costs_a_warning(tmp_path, capsys):
     assert "is not what --export writes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
     make_run(tmp_path / "a", [10.0])
     command = [sys.executable, "-m", "utils.report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]

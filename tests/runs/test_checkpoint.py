@@ -175,6 +175,7 @@ def killed_at(number: int, function: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_kill_at_any_write_of_a_checkpoint_costs_no_more_than_it(tmp_path: Path, before: int) -> None:
     """Three seeds; `before` checkpoints were written. Then every seed goes on from one step, old or new."""
