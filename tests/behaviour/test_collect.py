@@ -183,7 +183,7 @@ def test_rows_are_dealt_to_streams_and_cut_there() -> None:
     assert np.flatnonzero(part.timeouts).tolist() == [33, 66, 99]  # 34 + 33 + 33 rows
     np.testing.assert_array_equal(part.cut, part.timeouts)
     assert not part.terminals.any()
-    assert len(part.episode_returns()) == 0  # no whole episode
+    assert len(part.whole_returns()) == 0  # no whole episode
 
 
 def test_asked_number_of_whole_episodes() -> None:
@@ -193,7 +193,7 @@ def test_asked_number_of_whole_episodes() -> None:
     assert len(ends) == 8 and ends[-1] == len(part) - 1 and not part.cut.any()
     starts = np.r_[0, ends[:-1] + 1]
     by_hand = [part.rewards[i : j + 1].astype(np.float64).sum() for i, j in zip(starts, ends, strict=True)]
-    np.testing.assert_allclose(part.episode_returns(), by_hand, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(part.whole_returns(), by_hand, rtol=0, atol=1e-9)
     # the start states: height 1.25 +- 0.005
     assert np.abs(part.observations[starts, 0] - 1.25).max() <= 0.005
 
