@@ -623,12 +623,17 @@ def explain(algo: str, env_name: str, overrides: Row | None = None) -> dict[str,
     return found
 
 
-def get(algo: str, env_name: str, **overrides: Any) -> Any:
-    """The settings of `algo` on a task as a frozen dataclass. Raises ValueError as `explain` does."""
+def resolve(algo: str, env_name: str, overrides: Row | None = None) -> tuple[Any, dict[str, tuple[Any, str]]]:
+    """The settings of `algo` on a task as a frozen dataclass, and what `explain` says. Raises ValueError as it does."""
     settings = explain(algo, env_name, overrides)
     config = CONFIGS[algo](**{name: value for name, (value, _) in settings.items()})
     _check_ranges(config)
-    return config
+    return config, settings
+
+
+def get(algo: str, env_name: str, **overrides: Any) -> Any:
+    """The settings of `algo` on a task as a frozen dataclass. Raises ValueError as `explain` does."""
+    return resolve(algo, env_name, overrides)[0]
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:

@@ -218,6 +218,7 @@ class Agent:
     """
 
     METRICS: tuple[str, ...] = ()
+    SHOWN: tuple[str, ...] = ()  # those of METRICS that the progress bar shows
     COMPILED: tuple[str, ...] = ()  # names of the losses, (batch, draws) -> (loss [S], metrics), worth compiling
     # A plan made of networks that no longer change is made again on resume, bit for bit, instead of being saved.
     PLAN_REPEATS = False
@@ -240,7 +241,7 @@ class Agent:
         self.networks: dict[str, Parameters] = {}
         self.optimizers: dict[str, Adam] = {}
         self.planned: dict[str, int] = {}
-        self._not_due = torch.full((self.num_seeds,), math.nan, device=self.device)
+        self.not_due = torch.full((self.num_seeds,), math.nan, device=self.device)
         self._prepared: tuple[float, ...] | None = None
 
     def init_generators(self) -> list[torch.Generator]:
@@ -298,7 +299,7 @@ class Agent:
         self.prepare()
         metrics = self.gradient_step(batch, draws, self.step)
         self.step += 1
-        return {name: metrics.get(name, self._not_due) for name in self.METRICS}
+        return {name: metrics.get(name, self.not_due) for name in self.METRICS}
 
     def act(self, states: Tensor, rng: Rng, active: Tensor | None = None) -> Tensor:
         """states [S, N, state_dim] -> actions [S, N, action_dim].

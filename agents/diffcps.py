@@ -44,6 +44,7 @@ class DiffCPS(Agent):
         "kl_loss", "q_loss", "actor_loss", "critic_loss", "lambda", "q_mean",
         "actor_grad_norm", "critic_grad_norm", "lambda_grad_norm",
     )  # fmt: skip
+    SHOWN = ("lambda",)
     COMPILED = ("critic_loss", "policy_loss")
 
     def __init__(

@@ -23,7 +23,7 @@ import numpy as np
 from utils.behaviour import local
 from utils.behaviour.collect import read_attributes
 from utils.data import tasks
-from utils.errors import UserError
+from utils.options import command_line
 
 __all__ = ["PAPER_TASKS", "describe_set", "main", "write_tables"]
 
@@ -115,8 +115,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command_line("benchmarks.local_sets", main))

@@ -26,10 +26,11 @@ from benchmarks.plain import HostSampler, PlainDiffusionLearner
 from benchmarks.plain_dtql import PlainDTQL
 from utils.data.dataset import Dataset
 from utils.data.tasks import task
-from utils.options import resolve_device
+from utils.options import command_line, resolve_device
 from utils.seeding import torch_generators
+from utils.training.capture import MODES, choose_mode
 from utils.training.memory import keep_freed_memory
-from utils.training.runner import MODES, Runner, choose_mode
+from utils.training.runner import Runner
 
 PLAIN = {
     "diffcps": PlainDiffusionLearner,
@@ -212,4 +213,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.training", lambda: main(sys.argv[1:])))

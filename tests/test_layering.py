@@ -61,7 +61,7 @@ def test_only_execution_compiles_and_captures() -> None:
         for path in files(room)
         if any(name.startswith(watched) for name in uses(path))
     }
-    assert guilty == {"utils/training/runner.py"}
+    assert guilty == {"utils/training/capture.py"}
 
 
 def test_no_bare_except() -> None:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 
 from utils import environments
 from utils.environments.antmaze import TORQUE, AntMazeEnv
+from utils.options import command_line
 
 __all__ = ["ENVIRONMENTS", "RECORDINGS", "Errors", "load_recording", "measure", "one_step_errors", "one_step_rows"]
 
@@ -139,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line("benchmarks.fidelity.physics", main))

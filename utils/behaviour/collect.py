@@ -31,6 +31,7 @@ from utils.data import tasks
 from utils.environments import make_lockstep
 from utils.environments.lockstep import LockstepEnvs
 from utils.errors import UserError
+from utils.options import command_line
 
 __all__ = [
     "Recording",
@@ -315,8 +316,4 @@ def collect_file(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command_line("utils.behaviour.collect", main))

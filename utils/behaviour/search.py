@@ -37,6 +37,7 @@ from utils.behaviour.policy_search import (
 from utils.data import tasks
 from utils.environments import make_lockstep
 from utils.errors import UserError
+from utils.options import command_line
 
 __all__ = ["choose", "find_ant", "find_locomotion", "main"]
 
@@ -158,8 +159,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command_line("utils.behaviour.search", main))
