@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from agents import AGENTS
@@ -76,17 +75,12 @@ def start(options: Namespace) -> int:
     return show(training)
 
 
-# --- Everything before the first step ---------------------------------------------------------------
-
-
 def setup(options: Namespace) -> Training:
     """Data, agent, environments, folders and logs. Raises UserError for what the user can fix."""
     seeds, device = parse_seeds(options.seeds, options.seed), resolve_device(options.device)
     config, settings = resolve_settings(options)
     total_steps = config.num_epochs * config.num_steps_per_epoch
-    source = sources.choose(
-        options.env_name, options.dataset, options.backend, options.local_size, progress=not options.quiet
-    )
+    source = sources.choose(options.env_name, options.dataset, options.backend, options.local_size, not options.quiet)
     folders = [Path(options.dir) / options.algo / options.env_name / f"seed_{seed}" for seed in seeds]
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -112,7 +106,7 @@ def setup(options: Namespace) -> Training:
         described = describe_run(settings, run, device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": runner.mode} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
-        parts = {"agent": agent, "runner": runner, "watch": watch}  # all that a checkpoint holds
+        parts: dict[str, checkpoint.Part] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
             checkpoint.restore(parts, states)
         log = partial(SeedLog, metrics=agent.METRICS, step=agent.step, settings=described["settings"])
@@ -142,13 +136,13 @@ def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None =
 # --- The loop ---------------------------------------------------------------------------------------
 
 
-def train(training: Training) -> None:
+def train(t: Training) -> None:
     """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end.
 
     A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal;
     never while an evaluation is under way, so that each is complete.
     """
-    t, steps, saved_at = training, training.config.num_steps_per_epoch, time.monotonic()
+    steps, saved_at = t.config.num_steps_per_epoch, time.monotonic()
     with t.stop:
         while t.agent.step < t.total_steps and not t.ending:
             started = time.perf_counter()
@@ -169,9 +163,8 @@ def train(training: Training) -> None:
                 saved_at = time.monotonic()
 
 
-def write_metrics(training: Training, steps: int, started: float) -> None:
+def write_metrics(t: Training, steps: int, started: float) -> None:
     """A row per seed. Reading the metrics waits for the device, so the time includes all queued work."""
-    t = training
     means = {name: value.cpu().numpy() for name, value in t.runner.metrics().items()}
     rate, logged = steps / (time.perf_counter() - started), t.watch.running.copy()
     for k, event in enumerate(t.watch.look(means)):
@@ -180,14 +173,13 @@ def write_metrics(training: Training, steps: int, started: float) -> None:
     t.bar.advance(steps, **{name: means[name].mean() for name in t.agent.SHOWN if name in means})
 
 
-def collect(training: Training, wait: bool) -> bool:
+def collect(t: Training, wait: bool) -> bool:
     """Log the evaluation that has come in, a row per episode; whether there was one."""
-    t = training
     if t.evaluator is None or (collected := t.evaluator.collect(wait)) is None:
         return False
     step, episodes = collected
     scores = t.source.normalized_score(episodes.returns)
-    played = np.flatnonzero(episodes.lengths.any(axis=1))  # seeds that have stopped play no more
+    played = [k for k, lengths in enumerate(episodes.lengths) if lengths.any()]  # seeds that have stopped do not
     for k in played:
         t.logs[k].evaluation(step, episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k])
     means = scores[played].mean(axis=1)
@@ -197,9 +189,9 @@ def collect(training: Training, wait: bool) -> bool:
     return True
 
 
-def show(training: Training) -> int:
+def show(t: Training) -> int:
     """Say how it ended: the scores of every seed, or why there are none; the exit code."""
-    t, base = training, training.folders[0].parent
+    base = t.folders[0].parent
     if t.stop.signal:
         t.bar.note(f"stopped at step {t.agent.step}; continue with --resume")
         return 128 + t.stop.signal

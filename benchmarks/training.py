@@ -98,7 +98,7 @@ def flops_per_step(agent: Any, batch: dict[str, torch.Tensor], draws: dict[str, 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     device = resolve_device(options.device)
-    config = hyperparameters.get(options.algo, options.env_name, **given(options))
+    config = hyperparameters.get(options.algo, options.env_name, **overrides(options))
     dataset = random_dataset(options.env_name, options.rows)
     keep_freed_memory(device)  # as run.py does; the plain form, in the same process, gains from it too
     seeds = list(range(options.seeds))
@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
+def overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Settings changed on the command line."""
     named = {"diffusion_steps": options.T, "batch_size": options.batch_size}
     return {name: value for name, value in named.items() if value is not None}
