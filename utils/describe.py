@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from utils import tasks
 from utils.data import d4rl
 from utils.data.rows import ACTION_TOLERANCE, Rows, episode_ends, episode_returns, hdf5_errors, read_rows, timeouts
 from utils.errors import UserError
+from utils.options import command_line
 
 Array = np.ndarray
 _BINS = 10
@@ -216,17 +216,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env_name", help="the task by whose scores a FILE is normalised (default: by its name)")
     parser.add_argument("--local_size", type=int, default=100_000, help="rows of local:ID (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
-    given = parser.parse_args(arguments)
-    try:
-        if given.set.startswith("minari:"):
-            title, summary = _describe_minari(given.set)
-        else:
-            title, summary = _describe_file(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command_line("utils.describe", lambda: _show(parser.parse_args(arguments)))
+
+
+def _show(given: argparse.Namespace) -> None:
+    if given.set.startswith("minari:"):
+        title, summary = _describe_minari(given.set)
+    else:
+        title, summary = _describe_file(given)
     print(json.dumps({"title": title, **summary}) if given.json else render(summary, title))
-    return 0
 
 
 def _describe_minari(source: str) -> tuple[list[str], dict[str, Any]]:

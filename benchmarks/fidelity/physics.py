@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 from utils import environments
 from utils.environments.antmaze import TORQUE, AntMazeEnv
 from utils.environments.physics import antmaze_warning
+from utils.options import command_line
 
 RECORDINGS = pathlib.Path(__file__).parents[2] / "tests" / "fixtures" / "physics.npz"
 FIELDS = ("qpos", "qvel", "warm", "action", "next_qpos", "next_qvel", "obs", "reward", "done")
@@ -161,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line("benchmarks.fidelity.physics", main))
