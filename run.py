@@ -21,7 +21,7 @@ from utils import options, sources
 from utils.data.dataset import Dataset
 from utils.errors import UserError
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, prepare_folders
+from utils.runs.folder import describe_run, owner, prepare_folders
 from utils.runs.locks import RunLock
 from utils.runs.log import Bar, SeedLog
 from utils.runs.summary import save_curve, summary_table
@@ -125,6 +125,7 @@ class Run:
         run = {name: value for name, value in vars(self.options).items() if name not in self.settings}
         described = describe_run(self.settings, run, self.device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": self.runner.mode} for seed in self.seeds]
+        self.owners = [owner(config) for config in configs]
         states = prepare_folders(self.folders, configs, self.options.resume, self.options.overwrite)
         if states is not None:
             checkpoint.restore(self.parts, states)
@@ -160,7 +161,7 @@ class Run:
                 checkpoint.save_published(self.folders, self.agent.published_state(), epoch)
             late = time.monotonic() - saved_at > 60 * self.options.checkpoint_interval
             if not self.evaluator.under_way and (arrived or due or late or self.ending):
-                checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs])
+                checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs], self.owners)
                 saved_at = time.monotonic()
 
     @property

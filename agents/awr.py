@@ -14,19 +14,15 @@ of an interval ago, and those of the first interval from an untrained one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from agents.parts.adam import Adam
-from agents.parts.agent import Agent, Batch, Draws, Transitions, blocks
+from agents.parts.agent import Agent, Batch, Draws, Outcome, Transitions, blocks
 from agents.parts.critics import ValueNetwork
 from agents.parts.draws import Rng, normals
 from agents.parts.layers import MLP
-from agents.parts.parameters import default_init
-from agents.parts.published import required
 from agents.parts.returns import backward
 
 # Beside the advantages' deviation. Published, but there of A, here of A (1 - discount): where all actions are equally
@@ -43,34 +39,17 @@ class AWR(Agent):
     )  # fmt: skip
     COMPILED = ("critic_loss", "policy_loss")
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        max_action: float,
-        config: Any,
-        seeds: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n = config, self.num_seeds
-        self.actor = MLP([state_dim, c.hidden_dim, c.hidden_dim, action_dim], self.sizes)
-        self.critic = ValueNetwork(self.sizes, [c.hidden_dim] * 2, torch.relu)
-        generators = self.init_generators()
-        default_init(self.actor.parameters, generators)
-        default_init(self.critic.parameters, generators)
-        self.networks = {"actor": self.actor.parameters, "critic": self.critic.parameters}
-        self.optimizers = {
-            "actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm),
-            "critic": Adam(self.critic.parameters, n, c.critic_learning_rate, c.grad_norm),
-        }
+    def build(self) -> None:
+        c, widths = self.config, [self.config.hidden_dim] * 2
+        self.actor = self.learn("actor", MLP([self.state_dim, *widths, self.action_dim], self.sizes), c.learning_rate)
+        critic = ValueNetwork(self.sizes, widths, torch.relu)
+        self.critic = self.learn("critic", critic, c.critic_learning_rate)
         self.planned = {"returns": 1, "weights": 1}
         # The value network learns V (1 - discount), as published: numbers of the rewards' size.
         self.value_scale = 1 / (1 - c.discount) if c.discount < 1 else 1.0
 
     def _draw(self, rng: Rng, batch_size: int, steps: int) -> dict[str, Tensor]:
-        """Nothing: both regressions need no random numbers beside the batch."""
-        return {}
+        return {}  # both regressions need no random numbers beside the batch
 
     def value(self, states: Tensor) -> Tensor:
         """V(s): states [S, B, state_dim] -> [S, B]."""
@@ -104,19 +83,16 @@ class AWR(Agent):
     # --- The update: Algorithm 1 ------------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        loss, metrics = self.critic_loss(batch, draws)
-        metrics["critic_grad_norm"] = self.optimizers["critic"].step(self.critic.parameters.gradient(loss))
-        loss, policy_metrics = self.policy_loss(batch, draws)
-        metrics["actor_grad_norm"] = self.optimizers["actor"].step(self.actor.parameters.gradient(loss))
-        return metrics | policy_metrics
+        metrics = self.descend("critic", self.critic_loss(batch, draws))
+        return metrics | self.descend("actor", self.policy_loss(batch, draws))
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Half the squared error of V against the returns, both divided by `value_scale` [S]."""
         returns = batch["returns"][..., 0]
         loss = 0.5 * (self.critic(batch["states"]) - returns / self.value_scale).square().mean(dim=1)
         return loss, {"critic_loss": loss.detach(), "q_mean": returns.mean(dim=1)}
 
-    def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """The weighted negative log-likelihood without its constant, and a penalty on means outside of the box [S]."""
         weights, mean = batch["weights"][..., 0], self.actor(batch["states"])
         deviations = (batch["actions"] / self.max_action - mean) / self.config.action_std
@@ -137,22 +113,3 @@ class AWR(Agent):
         if self.config.sample_actions:
             scaled = scaled + self.config.action_std * noise["noise"]
         return scaled.clamp(-1, 1) * self.max_action
-
-    # --- Published names --------------------------------------------------------------------------------
-
-    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Weights as `published_state` gives them. Raises ValueError for missing or misshapen ones."""
-        for seed in range(self.num_seeds):
-            self.actor.parameters.load_member(seed, required(networks, "actor"))
-            self.critic.parameters.load_member(seed, required(networks, "critic"))
-
-    def published_state(self) -> list[dict[str, Any]]:
-        """One dict a seed: `actor`, `critic`, as `nn.Sequential`s called net and v_model (the official code's weights
-        are TensorFlow's)."""
-        return [
-            {
-                "actor": self.actor.parameters.member_state(seed),
-                "critic": self.critic.parameters.member_state(seed),
-            }
-            for seed in range(self.num_seeds)
-        ]

@@ -12,20 +12,17 @@ come from (philippe-eecs/IDQL 89bb493, jaxrl5/agents/ddpm_iql).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from agents.parts.adam import Adam, cosine_decay
-from agents.parts.agent import Agent, Batch, Draws
+from agents.parts.agent import Agent, Batch, Draws, Outcome
 from agents.parts.critics import TwinCritic, ValueNetwork
-from agents.parts.diffusion import Diffusion, ResidualNoiseNetwork
+from agents.parts.diffusion import ResidualDiffusionPolicy
 from agents.parts.draws import Rng, candidates_best, candidates_softmax, exponentials, integers, keep_masks, normals
-from agents.parts.losses import expectile_loss, implicit_policy_weights
-from agents.parts.parameters import average, xavier_init
-from agents.parts.published import required
+from agents.parts.losses import expectile_loss, implicit_policy_weights, td_target, twin_error
+from agents.parts.parameters import xavier_init
 
 LAYERS = 2  # hidden layers of Q and V
 
@@ -39,51 +36,16 @@ class IDQL(Agent):
     )  # fmt: skip
     COMPILED = ("policy_loss", "value_loss", "critic_loss")
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        max_action: float,
-        config: Any,
-        seeds: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n, on = config, self.num_seeds, self.device
-        self.diffusion = Diffusion(c.beta_schedule, c.diffusion_steps, self.max_action, on)
-        self.actor = ResidualNoiseNetwork(self.sizes, c.diffusion_steps, c.hidden_dim, c.residual_blocks, c.dropout)
-        self.critic = TwinCritic(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
-        self.value = ValueNetwork(self.sizes, [c.hidden_dim] * LAYERS, torch.relu)
-        generators = self.init_generators()
-        self.actor.initialize(generators)
-        for network in (self.critic, self.value):
-            xavier_init(network.parameters, generators)
-        self.ema, self.critic_target = self.actor.averaged(), self.critic.averaged()
-        self.clock = torch.zeros((), device=on)
-        self.networks = {
-            "actor": self.actor.parameters,
-            "critic": self.critic.parameters,
-            "value": self.value.parameters,
-            "ema": self.ema.parameters,
-            "critic_target": self.critic_target.parameters,
-        }
-        self.optimizers = {
-            "actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm),
-            "critic": Adam(self.critic.parameters, n, c.critic_learning_rate, c.grad_norm),
-            "value": Adam(self.value.parameters, n, c.critic_learning_rate, c.grad_norm),
-        }
-
-    def schedule(self, step: int) -> tuple[float, ...]:
-        """Rate factor of the policy; `lr_decay`'s is computed at every update instead."""
-        return (1.0,) if self.config.lr_decay else super().schedule(step)
-
-    def apply_schedule(self, values: tuple[float, ...]) -> None:
-        self.optimizers["actor"].set_rate(values[0])  # the critics' rate stays
-
-    def prepare(self) -> None:
-        super().prepare()
-        if self.config.lr_decay:
-            self.clock.fill_(self.step)
+    def build(self) -> None:
+        c, widths = self.config, [self.config.hidden_dim] * LAYERS
+        size = (c.diffusion_steps, c.hidden_dim, c.residual_blocks, c.dropout)
+        self.actor = self.learn("actor", ResidualDiffusionPolicy(self.sizes, c.beta_schedule, *size), c.learning_rate)
+        critic, value = TwinCritic(self.sizes, widths, torch.relu), ValueNetwork(self.sizes, widths, torch.relu)
+        self.critic = self.learn("critic", critic, c.critic_learning_rate, xavier_init)
+        self.value = self.learn("value", value, c.critic_learning_rate, xavier_init, published="critic")
+        self.ema = self.average_of("ema", self.actor, c.ema_decay)
+        self.critic_target = self.average_of("critic_target", self.critic, 1 - c.tau)
+        self.decay_every_step("actor")  # the critics' rates stay
 
     def _draw(self, rng: Rng, batch_size: int, steps: int) -> dict[str, Tensor]:
         c, n = self.config, self.num_seeds
@@ -95,46 +57,38 @@ class IDQL(Agent):
             drawn["kept"] = keep_masks(rng, n, steps, c.dropout, (batch_size, c.residual_blocks * c.hidden_dim))
         return drawn
 
-    # --- The update -----------------------------------------------------------------------------------
+    # --- The update -------------------------------------------------------------------------------------
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        c = self.config
-        if c.lr_decay:
-            cosine_decay([self.optimizers["actor"]], self.clock, c.num_epochs * c.num_steps_per_epoch)
-        loss, metrics = self.policy_loss(batch, draws)
-        metrics["actor_grad_norm"] = self.optimizers["actor"].step(self.actor.parameters.gradient(loss))
-        average(self.ema.parameters, self.actor.parameters, 1 - c.ema_decay)
-        rows = {name: value[:, : c.critic_batch_size] for name, value in batch.items()}
-        loss, value_metrics = self.value_loss(rows, draws)
-        metrics["value_grad_norm"] = self.optimizers["value"].step(self.value.parameters.gradient(loss))
-        loss, critic_metrics = self.critic_loss(rows, draws)
-        metrics["critic_grad_norm"] = self.optimizers["critic"].step(self.critic.parameters.gradient(loss))
-        average(self.critic_target.parameters, self.critic.parameters, c.tau)
-        return metrics | value_metrics | critic_metrics
+        self.decay_rates()
+        metrics = self.descend("actor", self.policy_loss(batch, draws))
+        self.ema.follow(self.actor)
+        rows = {name: value[:, : self.config.critic_batch_size] for name, value in batch.items()}
+        metrics |= self.descend("value", self.value_loss(rows, draws))
+        metrics |= self.descend("critic", self.critic_loss(rows, draws))
+        self.critic_target.follow(self.critic)
+        return metrics
 
-    def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """The denoising loss of the data's actions, summed over an action's dimensions as published [S]."""
-        network = self.actor.dropping(draws["kept"]) if "kept" in draws else self.actor
-        loss = self.diffusion.loss(network, batch["actions"], batch["states"], draws["timesteps"], draws["noise"])
-        loss = loss * self.action_dim
+        noise, kept = draws["noise"], draws.get("kept")
+        loss = self.actor.loss(batch["actions"], batch["states"], draws["timesteps"], noise, kept) * self.action_dim
         return loss, {"bc_loss": loss.detach()}
 
-    def value_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def value_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Expectile loss of min Q' - V [S]."""
         q = self.critic_target(batch["states"], batch["actions"]).amin(dim=1)
         loss = expectile_loss(q - self.value(batch["states"]), self.config.expectile).mean(dim=1)
         return loss, {"value_loss": loss.detach()}
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Both critics' squared errors against r + discount V(s') [S]."""
         with torch.no_grad():
-            bootstrap = self.value(batch["next_states"])
-            target = batch["rewards"][..., 0] + self.config.discount * batch["not_dones"][..., 0] * bootstrap
-        errors = self.critic(batch["states"], batch["actions"]) - target.unsqueeze(1)
-        loss = errors.square().mean(dim=2).sum(dim=1)
+            target = td_target(batch, self.config.discount, self.value(batch["next_states"]))
+        loss = twin_error(self.critic(batch["states"], batch["actions"]), target)
         return loss, {"critic_loss": loss.detach(), "q_mean": target.mean(dim=1)}
 
-    # --- Acting ---------------------------------------------------------------------------------------
+    # --- Acting -----------------------------------------------------------------------------------------
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
         c, n = self.config, self.num_seeds
@@ -146,38 +100,9 @@ class IDQL(Agent):
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """Of `action_candidates` actions from the averaged diffusion model the best, or one by the implicit policy."""
-        chain = noise["noise"].transpose(1, 2).flatten(2, 3)  # [S, T, N C, A]
-        actions = self.diffusion.ancestral(self.ema, states, chain)
-        values = self.critic_target(states, actions).amin(dim=1).unflatten(1, (states.shape[1], -1))
-        actions = actions.unflatten(1, (states.shape[1], -1))
+        actions = self.ema.candidates(states, noise["noise"])
+        values = self.critic_target(states, actions.flatten(1, 2)).amin(dim=1).view(actions.shape[:3])
         if self.config.greedy_action:
             return candidates_best(values, actions)
         weights = implicit_policy_weights(values - self.value(states).unsqueeze(2), self.config.expectile)
         return candidates_softmax(weights.log(), actions, noise["exponential"])
-
-    # --- Weights by name ------------------------------------------------------------------------------
-
-    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """`actor`, `critic` (with V) and perhaps `ema`, `critic_target`, named as `published_state` names them.
-
-        Missing averages are copied from the online networks. Raises ValueError for missing or misshapen weights.
-        """
-        actor, critic = required(networks, "actor"), required(networks, "critic")
-        for seed in range(self.num_seeds):
-            self.actor.parameters.load_member(seed, actor)
-            self.ema.parameters.load_member(seed, networks.get("ema", actor))
-            self.critic.load_seed(seed, critic)
-            self.value.parameters.load_member(seed, critic)
-            self.critic_target.load_seed(seed, networks.get("critic_target", critic))
-
-    def published_state(self) -> list[dict[str, Any]]:
-        """One dict a seed. The official code is JAX and saves nothing in PyTorch's form: the names are ours."""
-        return [
-            {
-                "actor": self.actor.parameters.member_state(seed),
-                "ema": self.ema.parameters.member_state(seed),
-                "critic": self.critic.seed_state(seed) | self.value.parameters.member_state(seed),
-                "critic_target": self.critic_target.seed_state(seed),
-            }
-            for seed in range(self.num_seeds)
-        ]

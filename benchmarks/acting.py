@@ -24,9 +24,9 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.training import PLAIN, synchronize
-from utils.data.tasks import task
 from utils.options import resolve_device
 from utils.seeding import torch_generators
+from utils.tasks import task
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import CapturedActions
 

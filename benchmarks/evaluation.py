@@ -23,9 +23,9 @@ from agents import AGENTS
 from benchmarks.plain import PlainDiffusionLearner
 from benchmarks.training import seconds
 from utils import environments
-from utils.data.tasks import task
 from utils.options import resolve_device
 from utils.seeding import torch_generators
+from utils.tasks import task
 from utils.training.evaluation import environment_rngs, evaluate
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import MODES, acting, choose_mode

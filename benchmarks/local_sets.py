@@ -2,9 +2,9 @@
 
     python -m benchmarks.local_sets
 
-Writes ``results/tables/local_sets.csv`` and ``.md``: rows, episodes, the behaviours' normalised mean returns, SHA-256,
-and how long collecting took. Sets are collected anew into ``--dir``, one after another. ``cpu_seconds`` is the
-processor time of all threads: what one free core would take. Sets that the table has and ``--env_names`` leaves out
+Writes `results/tables/local_sets.csv` and `.md`: rows, episodes, the behaviours' normalised mean returns, SHA-256,
+and how long collecting took. Sets are collected anew into `--dir`, one after another. `cpu_seconds` is the
+processor time of all threads: what one free core would take. Sets that the table has and `--env_names` leaves out
 stay in it.
 """
 
@@ -20,12 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from utils import tasks
 from utils.behaviour import local
 from utils.behaviour.collect import read_attributes
-from utils.data import tasks
 from utils.errors import UserError
-
-__all__ = ["PAPER_TASKS", "describe_set", "main", "write_tables"]
 
 PAPER_TASKS = tuple(name for name in local.ids() if not (name.startswith("antmaze") and name.endswith("v2")))
 """The paper's fifteen: nine of locomotion (v2), six of AntMaze (v0)."""
@@ -44,7 +42,7 @@ COLUMNS = (
 
 
 def describe_set(env_name: str, size: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Collect one set anew into ``folder`` and say what came out; the keys are ``COLUMNS``."""
+    """Collect one set anew into `folder` and say what came out; the keys are `COLUMNS`."""
     path = local.local_file(env_name, size, seed, folder)
     path.unlink(missing_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -69,7 +67,7 @@ def describe_set(env_name: str, size: int, seed: int, folder: Path) -> dict[str,
 
 
 def write_tables(rows: Sequence[dict[str, Any]], folder: Path, machine: str) -> None:
-    """``local_sets.csv`` and ``.md`` in ``folder``; sets that are in that table and not in ``rows`` stay."""
+    """`local_sets.csv` and `.md` in `folder`; sets that are in that table and not in `rows` stay."""
     folder.mkdir(parents=True, exist_ok=True)
     kept: list[dict[str, Any]] = []
     if (folder / "local_sets.csv").exists():

@@ -25,9 +25,9 @@ from agents import AGENTS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
 from benchmarks.plain_dtql import PlainDTQL
 from utils.data.dataset import Dataset
-from utils.data.tasks import task
 from utils.options import resolve_device
 from utils.seeding import torch_generators
+from utils.tasks import task
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import MODES, Runner, choose_mode
 

@@ -13,8 +13,6 @@ start states.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -30,12 +28,13 @@ from experiments.study.study import Experiment, command_line, main, settings_of
 from experiments.study.training import continue_run
 from utils import options, sources
 from utils.errors import UserError
-from utils.report.build import Report, make_report, save
-from utils.report.runs import Cell, Labels, plain
+from utils.report.build import Report, save, summarise
+from utils.report.runs import Cell, Labels, find_runs, plain
 from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
 from utils.runs import checkpoint
 from utils.runs.columns import EVALUATION_COLUMNS
 from utils.runs.log import CsvFile, write_json
+from utils.runs.reading import read_config, read_evaluations
 from utils.training.evaluation import acting_generators, environment_rngs, evaluate
 
 CANDIDATES = (1, 10, 50, 200)
@@ -89,7 +88,7 @@ def evaluated_folder(trained: Path, changes: Mapping[str, Any], base: Path | Non
 
 def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], device: torch.device) -> None:
     """Episodes of a trained seed under changed settings, as a run's folder of one evaluation."""
-    described = json.loads((trained / "config.json").read_text())
+    described = read_config(trained)
     described["settings"] |= changes
     if _is_current(folder, described):
         return
@@ -121,10 +120,9 @@ def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], devic
 
 def _is_current(folder: Path, described: dict[str, Any]) -> bool:
     """Whether the same trained run has been evaluated already, at its last step."""
-    if not (folder / "config.json").exists() or json.loads((folder / "config.json").read_text()) != described:
+    if not (folder / "config.json").exists() or read_config(folder) != described:
         return False
-    with open(folder / "evaluations.csv", newline="") as file:
-        last = max(int(row["step"]) for row in csv.DictReader(file))
+    last = max(read_evaluations(folder / "evaluations.csv")["step"])
     return last == described["settings"]["num_epochs"] * described["settings"]["num_steps_per_epoch"]
 
 
@@ -142,7 +140,7 @@ def chosen(report: Report, label: str) -> list[Table]:
     lines = []
     for (env_name, method, steps), cells in groups.items():
         names = _names(cells)
-        episodes = [np.stack([run.episodes[-1] for run in cell.runs]) for cell in cells]  # [n, E] each
+        episodes = [np.stack([run.last_scores for run in cell.runs]) for cell in cells]  # [n, E] each
         if len(cells) < 2 or len({scores.shape for scores in episodes}) > 1 or episodes[0].shape[1] < 2:
             continue
         best, picked, held_out = choose(np.stack(episodes))
@@ -226,8 +224,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def show(folders: Sequence[Path], given: argparse.Namespace) -> int:
     """Tables on the screen, files where asked for."""
-    algos = {path.parents[2].name for folder in folders for path in folder.resolve().rglob("config.json")}
-    report = make_report(folders, Labels.parse(given.label), Choice(), settings_of(BY, algos), extra=chosen)
+    runs, notes = find_runs(folders, Labels.parse(given.label))
+    report = summarise(runs, notes, Choice(), settings_of(BY, {run.algo for run in runs}), extra=chosen)
     done = save(report, given.out, given.html, title=EXPERIMENT.about)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))

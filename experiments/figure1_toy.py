@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import statistics
 import sys
@@ -33,6 +34,7 @@ from experiments.toy.scores import COVERED, KERNEL_WIDTH, NEAR, Scorer
 from utils import options
 from utils.data import bandit
 from utils.errors import UserError
+from utils.files import atomic_write
 from utils.report.tables import Table
 from utils.runs import checkpoint
 from utils.seeding import torch_generators
@@ -154,9 +156,9 @@ def sample(given: argparse.Namespace, config: Any, seed: int, folder: Path) -> n
 
 def write_actions(path: Path, actions: np.ndarray) -> None:
     """Columns x, y; whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    np.savetxt(temporary, actions, fmt="%.9g", delimiter=",", header="x,y", comments="")
-    os.replace(temporary, path)
+    text = io.StringIO()
+    np.savetxt(text, actions, fmt="%.9g", delimiter=",", header="x,y", comments="")
+    atomic_write(path, text.getvalue())
 
 
 def read_actions(path: Path) -> np.ndarray:

@@ -23,14 +23,12 @@ def averages(report: Report, label: str) -> list[Table]:
     with open(PUBLISHED, newline="") as file:
         paper = {(row["tasks"], row["algorithm"], row["diffusion_steps"]): row["score"] for row in csv.DictReader(file)}
     lines = []
-    for row in report.rows:
-        found = row.estimates[report.choice.protocol]
-        if row.label != label or not row.name.startswith("average") or found is None:
-            continue
-        group, method = row.name.split(" ")[0], row.method.partition(" diffusion_steps=")
+    rows = report.rows[(report.rows["data"] == label) & (report.rows["protocol"] == report.choice.protocol)]
+    for row in rows[rows["task"].str.startswith("average")].itertuples():
+        group, method = row.task.split(" ")[0], row.method.partition(" diffusion_steps=")
         score = paper.get((group, "DiffCPS", method[2])) if method[0] == "diffcps" else None
-        difference = signed(found.mean - float(score)) if score else "–"
-        lines.append([row.name, method[0], method[2], f"{found.mean:.1f}", score or "–", difference])
+        difference = signed(row.mean - float(score)) if score else "–"
+        lines.append([row.task, method[0], method[2], f"{row.mean:.1f}", score or "–", difference])
     columns = ["tasks", "method", "T", report.choice.protocol, "paper", "difference"]
     note = "The paper's figure is its average over all tasks of the group, also where fewer were run here."
     return [Table(f"Table 2: averages by diffusion steps, data: {label}", columns, lines, [note])] if lines else []

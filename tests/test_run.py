@@ -141,6 +141,7 @@ def test_resuming_before_the_first_checkpoint_starts_anew(
     assert [int(row["step"]) for row in rows(folder / "seed_1" / "metrics.csv")] == [10, 20, 30, 40]
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_and_code_143(tmp_path: Path, data: str) -> None:
     command = [sys.executable, "run.py", *TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT]
     endless = ["--num_epochs", "100000", "--execution", "eager"]

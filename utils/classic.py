@@ -1,8 +1,8 @@
 """The classic backend: gym 0.23.1, d4rl 1.1 and MuJoCo 2.1.0 through mujoco-py, where the user has them.
 
-It offers the lockstep interface of :mod:`utils.environments`, so ``--backend d4rl`` changes where an episode
+It offers the lockstep interface of `utils.environments`, so `--backend d4rl` changes where an episode
 is played and nothing else. It is what the project's own environments are checked against
-(``benchmarks.fidelity.crosscheck``); they are faster and need none of this. ``install_classic.sh`` builds a Python
+(`benchmarks.fidelity.crosscheck`); they are faster and need none of this. `install_classic.sh` builds a Python
 environment that has it all.
 
 gym and d4rl are imported when the first environment is made: this module imports without them.
@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-
-__all__ = ["INSTALL_HINT", "ClassicEnvs", "make_lockstep"]
+from utils.files import first_line
 
 INSTALL_HINT = (
     "build a Python environment that has it with 'bash utils/environments/install_classic.sh VENV' and run "
@@ -32,7 +31,7 @@ INSTALL_HINT = (
 
 
 def make_lockstep(env_name: str, num_envs: int) -> ClassicEnvs:
-    """``num_envs`` original environments of one D4RL id, stepped together.
+    """`num_envs` original environments of one D4RL id, stepped together.
 
     Raises UserError (one line) where gym, d4rl or mujoco-py cannot be loaded, or d4rl does not know the id.
     """
@@ -42,10 +41,10 @@ def make_lockstep(env_name: str, num_envs: int) -> ClassicEnvs:
 class ClassicEnvs:
     """N environments of a kind in D4RL's original stack, one after another in this process.
 
-    ``states`` are float64 ``[N, state_dim]`` and actions lie in [-1, 1]. A row that does not run is not
+    `states` are float64 `[N, state_dim]` and actions lie in [-1, 1]. A row that does not run is not
     stepped: it keeps its last state, with reward 0 and neither flag set.
 
-    ``unstable[i]`` counts the episodes of row i that MuJoCo broke off (mujoco-py raises on NaN or huge
+    `unstable[i]` counts the episodes of row i that MuJoCo broke off (mujoco-py raises on NaN or huge
     accelerations); such an episode ends as terminated, with reward 0 for the broken step and a warning.
     """
 
@@ -73,7 +72,7 @@ class ClassicEnvs:
         return np.array([base.target_goal for base in self.bases], dtype=np.float64) if self._is_maze else None
 
     def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """Start an episode in every row, in order -> states ``[N, state_dim]``. Row i draws from ``rngs[i]``.
+        """Start an episode in every row, in order -> states `[N, state_dim]`. Row i draws from `rngs[i]`.
 
         A generator stands for one seeded environment and may stand in several rows: they then draw from it one after
         another, as successive resets of that environment do. So they share AntMaze-v0's one goal.
@@ -85,12 +84,12 @@ class ClassicEnvs:
         return self._states.copy()
 
     def reset_one(self, i: int, rng: np.random.Generator) -> np.ndarray:
-        """Start an episode in row i with draws from ``rng`` -> its first state ``[state_dim]``.
+        """Start an episode in row i with draws from `rng` -> its first state `[state_dim]`.
 
-        ``numpy.random.default_rng(s)`` gives the start states of gym 0.23.1's ``env.reset(seed=s)``. AntMaze's goals
+        `numpy.random.default_rng(s)` gives the start states of gym 0.23.1's `env.reset(seed=s)`. AntMaze's goals
         are drawn by D4RL from NumPy's global generator, which is seeded for the time of the call and put back
-        afterwards; the seed is of ``rng``'s kin, so it takes nothing from the start states' draws. A v2 maze draws a
-        goal at every reset, seeded by a generator spawned from ``rng``; a v0 maze has one goal for each ``rng``
+        afterwards; the seed is of `rng`'s kin, so it takes nothing from the start states' draws. A v2 maze draws a
+        goal at every reset, seeded by a generator spawned from `rng`; a v0 maze has one goal for each `rng`
         (D4RL: one for each construction, which no seed reaches).
         """
         # RandomNumberGenerator adds the old names that d4rl calls; the stream is the bit generator's.
@@ -106,13 +105,10 @@ class ClassicEnvs:
         return self._states[i].copy()
 
     def step(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One control step of the rows that run -> states ``[N, S]``, rewards, terminated, truncated ``[N]``.
+        """One control step of the rows that run -> states `[N, S]`, rewards, terminated, truncated `[N]`.
 
-        Args:
-            actions: ``[N, action_dim]``, given to D4RL in the type they come in (its rescaling to the
-                actuators' range rounds float32 actions to 1e-7, as it does in any program that uses D4RL).
-            running: ``[N]`` bool.
-
+        `actions` [N, action_dim] are given to D4RL in the type they come in (its rescaling to the actuators' range
+        rounds float32 actions to 1e-7, as it does in any program that uses D4RL); `running` is [N] bool.
         A broken episode is warned of. Raises UserError for a wrong shape, or an action that is NaN or infinite in a
         row that runs.
         """
@@ -146,7 +142,7 @@ class ClassicEnvs:
 
 
 def _load_stack() -> SimpleNamespace:
-    """The original stack: ``gym``, gym's ``generator`` class, and mujoco-py's ``instability``."""
+    """The original stack: `gym`, gym's `generator` class, and mujoco-py's `instability`."""
     # Silent about the task suites that are not installed (mjrl, flow, carla). No build against a GPU's GL.
     os.environ.setdefault("D4RL_SUPPRESS_IMPORT_ERROR", "1")
     os.environ.setdefault("MUJOCO_PY_FORCE_CPU", "1")
@@ -162,10 +158,9 @@ def _load_stack() -> SimpleNamespace:
             from gym.utils import seeding
     # Whatever a third party's import, or the compiler it calls, may raise: one cause, one remedy.
     except Exception as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise UserError(
             f"--backend d4rl needs gym 0.23.1, d4rl 1.1 and mujoco-py, which cannot be loaded here "
-            f"({type(error).__name__}: {reason}): {INSTALL_HINT}"
+            f"({type(error).__name__}: {first_line(error)}): {INSTALL_HINT}"
         ) from error
     # Errors only: what d4rl calls is "deprecated" in gym 0.23.1, which says so at every call.
     gym.logger.set_level(gym.logger.ERROR)
@@ -173,7 +168,7 @@ def _load_stack() -> SimpleNamespace:
 
 
 def _make(gym: Any, env_name: str) -> Any:
-    """``gym.make`` without the notes on deprecation that d4rl gives for v0 ids."""
+    """`gym.make` without the notes on deprecation that d4rl gives for v0 ids."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -192,8 +187,8 @@ def _check_actions(actions: np.ndarray, running: np.ndarray, shape: tuple[int, i
 
 
 def _goal_seed(rng: np.random.Generator, spawn: bool) -> int:
-    """A seed from a child of ``rng``: a new one each time (spawn), or always the first; no draw of ``rng`` is used."""
-    parent = rng.bit_generator.seed_seq
+    """A seed from a child of `rng`: a new one each time (spawn), or always the first; no draw of `rng` is used."""
+    parent: Any = rng.bit_generator.seed_seq
     first = np.random.SeedSequence(parent.entropy, spawn_key=(*parent.spawn_key, 0))
     return int((parent.spawn(1)[0] if spawn else first).generate_state(1)[0])
 
@@ -215,7 +210,7 @@ def _as_d4rl_expects(seed: int) -> Iterator[None]:
         return descriptor, path
 
     np.random.seed(seed)
-    tempfile.mkstemp = make_closed_file
+    tempfile.mkstemp = make_closed_file  # type: ignore[assignment]  # for the time of the call
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -17,11 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils.data import d4rl, tasks
+from utils import tasks
+from utils.data import d4rl
 from utils.data.rows import ACTION_TOLERANCE, Rows, episode_ends, episode_returns, hdf5_errors, read_rows, timeouts
 from utils.errors import UserError
-
-__all__ = ["guess_env_name", "main", "render", "summarize"]
 
 Array = np.ndarray
 _BINS = 10
@@ -36,8 +35,8 @@ def summarize(rows: Rows, env_name: str | None = None, score: Callable[[Array], 
     """Plain numbers about `rows`. A D4RL id gives the time limit and the scores; `score` gives scores elsewhere.
 
     Keys: rows, transitions (of `qlearning_dataset`), episodes, terminals, timeouts (None where the file has no such
-    key), returns, normalized_returns, lengths (one number an episode, in order; the last may be unfinished),
-    actions and states (min, mean, max a dimension), suspicious (a list of sentences).
+    key), returns, normalized_returns, lengths (one number per episode, in order; the last may be unfinished),
+    actions and states (min, mean, max per dimension), suspicious (a list of sentences).
     """
     limit = tasks.task(env_name).max_episode_steps if env_name else None
     if env_name:
@@ -148,7 +147,7 @@ def render(summary: dict[str, Any], title: Sequence[str] = ()) -> str:
         f"rows {summary['rows']:,}   transitions {summary['transitions']:,}   episodes {summary['episodes']:,}"
         f"   terminals {summary['terminals']:,}   timeouts {marked}",
         "",
-        f"{'an episode':<20}" + "".join(f"{name:>11}" for name in ("mean", "std", "min", "median", "max")),
+        f"{'per episode':<20}" + "".join(f"{name:>11}" for name in ("mean", "std", "min", "median", "max")),
         _spread("return", summary["returns"]),
         *([_spread("normalised (%)", scores)] if scores else []),
         _spread("length", summary["lengths"]),
@@ -215,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.describe", description="Describe a dataset in one screen.")
     parser.add_argument("set", metavar="FILE_OR_ID", help="a D4RL-format file, a D4RL id, local:ID or minari:ID")
     parser.add_argument("--env_name", help="the task by whose scores a FILE is normalised (default: by its name)")
-    parser.add_argument("--local_size", type=int, default=100_000, help="transitions of local:ID (%(default)s)")
+    parser.add_argument("--local_size", type=int, default=100_000, help="rows of local:ID (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
     given = parser.parse_args(arguments)
     try:
@@ -242,8 +241,8 @@ def _describe_minari(source: str) -> tuple[list[str], dict[str, Any]]:
 def _describe_file(given: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """The lines that say which file it is, and its numbers."""
     path, env_name = _find(given)
-    task = tasks.TASKS.get(env_name)
-    rows = read_rows(path, task and task.state_dim, task and task.action_dim)
+    task = tasks.task(env_name) if env_name else None
+    rows = read_rows(path, task.state_dim, task.action_dim) if task else read_rows(path)
     scored = f"scored as {env_name}" if env_name else "no reference scores (--env_name names the task)"
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     title = [f"{path}   {size}   SHA-256 {d4rl.file_sha256(path)[:12]}…   {scored}", *_notes(path)]

@@ -12,6 +12,7 @@ import torch
 
 import hyperparameters
 from utils.errors import UserError
+from utils.files import first_line
 
 MAX_SEEDS = 1024
 
@@ -168,7 +169,7 @@ NO_MEMORY = ("not enough memory", "allocate memory", "size calculation overflowe
 
 def out_of_memory(error: Exception) -> str | None:
     """A line for the user if that is what `error` says, of a GPU or of this machine's own; else None."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f"out of GPU memory; use fewer --seeds ({text})"
     if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 import hyperparameters
-from utils.data import bandit, d4rl, tasks
+from utils import tasks
+from utils.data import bandit, d4rl
 from utils.data.dataset import Dataset
 from utils.errors import UserError
 

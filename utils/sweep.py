@@ -29,6 +29,7 @@ from rich.live import Live
 from rich.table import Table
 
 from utils.errors import UserError
+from utils.files import first_line
 
 __all__ = ["Job", "Outcome", "Resources", "available", "ray_is_installed", "run_jobs"]
 
@@ -364,8 +365,9 @@ class OnRay:
                      ignore_reinit_error=True, **({"include_dashboard": False, **local} if address == "local" else {}),
                      )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot use Ray at {address!r}: {reason}; use --ray local or a running cluster") from error
+            raise UserError(
+                f"cannot use Ray at {address!r}: {first_line(error)}; use --ray local or a running cluster"
+            ) from error
         self._check(resources)
         task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=0)
         self.task = task(_remote_call)

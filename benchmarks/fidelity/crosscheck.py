@@ -2,9 +2,9 @@
 
     python -m benchmarks.fidelity.crosscheck --classic VENV [--policies DIR] [--episodes 40] [--out results/benchmarks]
 
-VENV is what ``bash utils/environments/install_classic.sh --environments-only VENV`` builds. The same episodes are
-played there and here, at the same time in two processes (``benchmarks.fidelity.play`` says which; without
-``--policies`` fixed action sequences only). Then three kinds of claims are looked at, a line each:
+VENV is what `bash utils/environments/install_classic.sh --environments-only VENV` builds. The same episodes are
+played there and here, at the same time in two processes (`benchmarks.fidelity.play` says which; without
+`--policies` fixed action sequences only). Then three kinds of claims are looked at, a line each:
 
 - *states*: after up to 20 fixed actions from the same seed, the two sides' states are the same;
 - *steps*: every tenth step of every episode of the original, repeated here from the same state, leads to the same
@@ -12,9 +12,9 @@ played there and here, at the same time in two processes (``benchmarks.fidelity.
 - *returns*: of whole episodes, where a chaotic body magnifies the last digit: Hopper's means are equal to the decimal
   (the two policies of the reference recordings), all others lie within two standard errors of each other. Where nothing
   differs, one such claim in twenty still fails by chance: a check that must not cry wolf asks for three
-  (``--standard_errors 3``).
+  (`--standard_errors 3`).
 
-The exit code is 1 where a claim does not hold. ``--out`` writes ``crosscheck.md`` and ``crosscheck.csv`` (a row an
+The exit code is 1 where a claim does not hold. `--out` writes `crosscheck.md` and `crosscheck.csv` (a row per
 episode).
 """
 
@@ -40,8 +40,6 @@ from benchmarks.fidelity.physics import Errors, one_step_errors
 from benchmarks.fidelity.play import FIXED_ACTIONS, load_arrays
 from utils import environments
 from utils.errors import UserError
-
-__all__ = ["Claim", "return_claims", "state_claims", "step_claims"]
 
 ROOT = Path(__file__).parents[2]
 # Those of the recordings' table. The third one staggers: a few episodes differ by more than the decimal.
@@ -83,7 +81,7 @@ def _largest_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float
 
 
 def step_claims(steps: dict[str, np.ndarray]) -> Iterator[Claim]:
-    """The original's single steps (``task/field`` [rows, ...]), repeated in this project's environments."""
+    """The original's single steps (`task/field` [rows, ...]), repeated in this project's environments."""
     for task in dict.fromkeys(key.partition("/")[0] for key in steps):
         rows = {key.partition("/")[2]: array for key, array in steps.items() if key.startswith(f"{task}/")}
         errors = _replay(task, rows)
@@ -112,7 +110,7 @@ def _replay(task: str, rows: dict[str, np.ndarray]) -> Errors:
 def return_claims(original: Plays, restored: Plays, allowed: float = 2.0) -> Iterator[Claim]:
     """Whole episodes: mean return ± standard error of both sides (in mazes: the share of goals reached).
 
-    Means may differ by ``allowed`` standard errors of their difference.
+    Means may differ by `allowed` standard errors of their difference.
     """
     for (task, policy), ours in restored.items():
         if policy == FIXED_ACTIONS:
@@ -136,7 +134,7 @@ def _mean_text(mean: float, error: float, task: str) -> str:
 
 
 def _play_both(classic: Path, policies: Path | None, episodes: int, folder: Path) -> tuple[dict, dict]:
-    """Both sides' ``plays.json``, played side by side; the original's steps stay in the folder."""
+    """Both sides' `plays.json`, played side by side; the original's steps stay in the folder."""
     pythons = {"d4rl": classic / "bin" / "python", "mujoco": Path(sys.executable)}
     if not pythons["d4rl"].exists():
         raise UserError(
@@ -185,7 +183,7 @@ def _write(out: Path, claims: Sequence[Claim], sides: dict[str, dict], command: 
     versions = {name: ", ".join(f"{k} {v}" for k, v in side["versions"].items()) for name, side in sides.items()}
     text = f"""# The environments against the original stack
 
-Command: `{command}`; machine: {_machine()}. A row an episode in `crosscheck.csv`.
+Command: `{command}`; machine: {_machine()}. A row per episode in `crosscheck.csv`.
 
 - original: {versions["original"]}, MuJoCo 2.1.0
 - this project: {versions["restored"]}
@@ -207,8 +205,7 @@ they are the share of episodes that reached the goal. ± is the standard error o
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play, compare, print; 0 where every claim holds.
 
-    Raises:
-        UserError: the classic environment or the policies are missing, or a side could not play.
+    UserError where the classic environment or the policies are missing, or a side could not play.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fidelity.crosscheck", description=__doc__.splitlines()[0]
@@ -217,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--classic", type=Path, required=True, help="the environment of utils/environments/install_classic.sh"
     )
     parser.add_argument("--policies", type=Path, help="folder of locomotion.npz and ant_goal_reaching.npz")
-    parser.add_argument("--episodes", type=int, default=40, help="episodes a policy, five times as many in mazes")
+    parser.add_argument("--episodes", type=int, default=40, help="episodes per policy, five times as many in mazes")
     parser.add_argument("--standard_errors", type=float, default=2.0, help="how far apart mean returns may lie")
     parser.add_argument("--out", type=Path, help="folder for crosscheck.md and crosscheck.csv")
     args = parser.parse_args(arguments)

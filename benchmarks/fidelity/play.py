@@ -1,15 +1,15 @@
-"""Plays fixed episodes in one backend and writes what came of them; ``benchmarks.fidelity.crosscheck`` runs it in both.
+"""Plays fixed episodes in one backend and writes what came of them; `benchmarks.fidelity.crosscheck` runs it in both.
 
     python -m benchmarks.fidelity.play --backend d4rl|mujoco --out DIR [--policies DIR] [--episodes N]
 
-It writes ``plays.json`` and, of the original, ``steps.npz``: single steps with what they started from and led to. It
-needs NumPy and the environments, nothing more, so it runs in what ``utils/environments/install_classic.sh
---environments-only`` builds. Episode k is reset with seed 1000 + k and takes its noise from a generator of its own,
+It writes `plays.json` and, of the original, `steps.npz`: single steps with what they started from and led to. It
+needs NumPy and the environments, nothing more, so it runs in what `utils/environments/install_classic.sh
+--environments-only` builds. Episode k is reset with seed 1000 + k and takes its noise from a generator of its own,
 so that one episode that ends a step later does not shift the noise of all that follow. Three kinds of play:
 
 - fixed action sequences, whose states are written too;
-- published locomotion policies (``DIR/locomotion.npz``: SAC snapshots of the Deep OPE benchmark, Fu et al., 2021);
-- D4RL's ant in its mazes (``DIR/ant_goal_reaching.npz``: D4RL's low-level policy) behind D4RL's waypoint planner.
+- published locomotion policies (`DIR/locomotion.npz`: SAC snapshots of the Deep OPE benchmark, Fu et al., 2021);
+- D4RL's ant in its mazes (`DIR/ant_goal_reaching.npz`: D4RL's low-level policy) behind D4RL's waypoint planner.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ import numpy as np
 
 from utils.errors import UserError
 
-__all__ = ["FIXED_ACTIONS", "MAZES", "Game", "Play", "TanhGaussian", "WaypointPlanner", "load_arrays", "play_all"]
-
 # v2 draws a goal every episode; physics, walls and limits are those of v0.
 MAZES = ("antmaze-umaze-v2", "antmaze-medium-play-v2")
 TASKS = ("hopper-medium-v2", "halfcheetah-medium-v2", "walker2d-medium-v2", *MAZES, "antmaze-large-diverse-v2")
@@ -47,7 +45,7 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Play:
-    """One episode. ``states`` ([up to 21][state_dim], the first ones) is kept of fixed action sequences only."""
+    """One episode. `states` ([up to 21][state_dim], the first ones) is kept of fixed action sequences only."""
 
     task: str
     policy: str
@@ -59,7 +57,7 @@ class Play:
 
 
 class Game:
-    """One environment of a backend: ``d4rl`` is the original stack, ``mujoco`` this project's."""
+    """One environment of a backend: `d4rl` is the original stack, `mujoco` this project's."""
 
     def __init__(self, backend: str, env_name: str) -> None:
         if backend == "d4rl":
@@ -77,7 +75,7 @@ class Game:
     def rollout(
         self, state: np.ndarray, act: Callable[[np.ndarray], np.ndarray], limit: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Play on from a state to the episode's end, or ``limit`` steps -> states [L + 1, state_dim], rewards [L]."""
+        """Play on from a state to the episode's end, or `limit` steps -> states [L + 1, state_dim], rewards [L]."""
         states, rewards, over = [state], [], False
         while not over and len(rewards) != limit:
             action, before = act(states[-1]), self._simulation()
@@ -138,7 +136,7 @@ class WaypointPlanner:
     """D4RL's way through a maze: towards the next cell of the shortest path, and in the last one to the goal itself.
 
     D4RL counts cells from their centre on (x in [0, 4) is the start's column) and aims at a cell's centre + U(0, 1)
-    an axis, drawn anew at every step.
+    per axis, drawn anew at every step.
     """
 
     def __init__(self, walls: np.ndarray, start: Cell, goal: np.ndarray) -> None:
@@ -190,7 +188,7 @@ def play_fixed_actions(game: Game) -> Iterator[Play]:
 
 
 def play_locomotion(game: Game, weights: dict[str, np.ndarray], episodes: int) -> Iterator[Play]:
-    """Every SAC snapshot of the game's body, for whole episodes. Weights are named ``policy|layer.weight``."""
+    """Every SAC snapshot of the game's body, for whole episodes. Weights are named `policy|layer.weight`."""
     body = game.env_name.split("-")[0].removesuffix("2d")
     for name in sorted({key.partition("|")[0] for key in weights if key.startswith(body) and "|" in key}):
         policy = TanhGaussian(_layers(weights, f"{name}|"))
@@ -238,7 +236,7 @@ def _play(game: Game, policy: str, episode: int, rewards: np.ndarray, states: li
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an ``.npz`` file. Raises UserError (one line) where it cannot be read."""
+    """Every array of an `.npz` file. Raises UserError (one line) where it cannot be read."""
     try:
         with np.load(path) as archive:
             return {key: archive[key] for key in archive.files}
@@ -247,9 +245,9 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def play_all(backend: str, policies: Path | None, episodes: int) -> tuple[list[Play], dict[str, np.ndarray]]:
-    """Everything there is to play -> the episodes, and the original's steps as arrays ``task/field`` [rows, ...].
+    """Everything there is to play -> the episodes, and the original's steps as arrays `task/field` [rows, ...].
 
-    The fields are those of the recordings that ``benchmarks.fidelity.physics`` replays; AntMaze has a goal a row.
+    The fields are those of the recordings that `benchmarks.fidelity.physics` replays; AntMaze has a goal per row.
     """
     ant = locomotion = None
     if policies is not None:
@@ -275,7 +273,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("d4rl", "mujoco"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
     parser.add_argument("--policies", type=Path, help="folder of the two policy files; left out: fixed actions only")
-    parser.add_argument("--episodes", type=int, default=40, help="episodes a policy, five times as many in mazes")
+    parser.add_argument("--episodes", type=int, default=40, help="episodes per policy, five times as many in mazes")
     args = parser.parse_args()
     plays, steps = play_all(args.backend, args.policies, args.episodes)
     packages = ("gym", "d4rl", "free-mujoco-py") if args.backend == "d4rl" else ("gymnasium", "mujoco")

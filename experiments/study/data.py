@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agents import AGENTS
-from utils import options, sources
-from utils.data import tasks
+from utils import options, sources, tasks
 from utils.errors import UserError
 
 __all__ = ["data_flags", "data_name", "find_file", "missing_data", "prepare_data"]

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from agents import AGENTS
-from utils import options
-from utils.data import tasks
+from utils import options, tasks
 from utils.data.dataset import Dataset
 from utils.report.runs import Labels, read_run
 from utils.seeding import torch_generators

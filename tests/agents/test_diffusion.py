@@ -35,7 +35,7 @@ class KnowsTheAnswer(NoiseNetwork):
     """Predicts the noise that leads back to `clean`, from the diffused action and the step alone."""
 
     def __init__(self, diffusion: Diffusion, clean: torch.Tensor) -> None:
-        super().__init__(1, clean.shape[-1], diffusion.steps, clean.shape[0], "cpu")
+        super().__init__(Sizes(1, clean.shape[-1], seeds=clean.shape[0]), diffusion.steps, 256)
         self.diffusion, self.clean = diffusion, clean
 
     def time_part(self) -> torch.Tensor:

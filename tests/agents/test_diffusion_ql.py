@@ -124,6 +124,7 @@ def test_the_average_starts_at_ema_start_and_moves_every_ema_interval() -> None:
 # --- Behaviour cloning ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cloning_keeps_both_actions_of_the_data_and_diffusion_ql_the_better_one() -> None:
     """One-step episodes, actions -0.6 and 0.6 alike often, reward 1 for the second."""
     share = {}

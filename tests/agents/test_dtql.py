@@ -116,11 +116,11 @@ def test_pretraining_moves_only_denoiser_critics_and_value() -> None:
     for _ in range(6):
         agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
     moved = {name for name, p in agent.networks.items() if not torch.equal(p.flat, start[name])}
-    assert moved == {"critic", "value", "bc_actor"}
+    assert moved == {"critic", "value", "bc"}
     assert agent.step == 0 and agent.phase(-1) != agent.phase(0) == agent.phase(10**6)
     agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
     moved = {name for name, p in agent.networks.items() if not torch.equal(p.flat, start[name])}
-    assert moved == set(agent.networks) - {"distill_actor_target"}  # that average starts at ema_start
+    assert moved == set(agent.networks) - {"ema"}  # that average starts at ema_start
 
 
 def test_lr_decay_is_torchs_cosine_stepped_every_update() -> None:
@@ -132,7 +132,7 @@ def test_lr_decay_is_torchs_cosine_stepped_every_update() -> None:
     for step in range(-1, 11):
         agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
         expected = cosine.get_last_lr()[0] / 1e-4
-        for name, base in (("bc_actor", 1e-4), ("distill_actor", 1e-4), ("critic", 3e-4), ("value", 3e-4)):
+        for name, base in (("bc", 1e-4), ("actor", 1e-4), ("critic", 3e-4), ("value", 3e-4)):
             assert agent.optimizers[name].rate.item() / base == pytest.approx(expected, abs=1e-6), step
         if step >= 0:
             adam.step()
@@ -210,8 +210,8 @@ def test_candidates_are_drawn_by_softmax_of_the_target_critics() -> None:
     agent.critic_target.parameters.flat.mul_(3.0)  # values that differ
     state = torch.randn(1, 1, 3, generator=torch.Generator().manual_seed(4))
     noise = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(5))
-    mean, log_std = agent.distill_actor(state)
-    candidates = agent.distill_actor.actions(mean[:, :, None], log_std[:, :, None], noise)[0, 0]
+    mean, log_std = agent.actor(state)
+    candidates = agent.actor.actions(mean, log_std, noise)[0, 0]
     values = agent.critic_target(state, candidates[None]).amin(1)[0]
     many = {"noise": noise.expand(1, 4000, 2, 2), "exponential": torch.empty(1, 4000, 2)}
     many["exponential"].exponential_(generator=torch.Generator().manual_seed(6))
@@ -222,6 +222,7 @@ def test_candidates_are_drawn_by_softmax_of_the_target_critics() -> None:
     assert share == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.slow
 def test_it_finds_the_better_of_two_actions_in_the_data() -> None:
     """One-step episodes, actions -0.6 and 0.6, reward 1 for the second: act near it, and not beyond the data."""
     settings = {"alpha": 1.0, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "lr_decay": False}

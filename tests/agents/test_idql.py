@@ -152,7 +152,7 @@ def test_the_update_equals_a_plain_one_with_dropout_and_decay() -> None:
 def test_the_ancestral_chain_is_algorithm_2_with_the_action_cut() -> None:
     agent = make(seeds=(0, 1))
     states, noise = torch.randn(2, 2, STATES), torch.randn(2, 5, 6, ACTIONS) * 1.5  # three actions a state
-    actions = agent.diffusion.ancestral(agent.actor, states, noise)
+    actions = agent.actor.sample(states, noise)
     betas = beta_schedule("vp", 5).float()
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     for seed in range(2):
@@ -215,7 +215,7 @@ def test_actions_follow_the_implicit_policy(expectile: float) -> None:
     states, rng = torch.zeros(1, 4000, STATES), torch.Generator().manual_seed(0)
     noise = agent.act_draws(rng, 4000)
     which = torch.multinomial(mu, 4000 * 256, replacement=True, generator=rng)
-    agent.diffusion.ancestral = lambda *_: values[which].view(1, -1, 1).expand(-1, -1, ACTIONS)
+    agent.ema.process.ancestral = lambda *_: values[which].view(1, -1, 1).expand(-1, -1, ACTIONS)
     agent.critic_target = lambda states, actions: torch.stack([q[which], q[which] + 1]).unsqueeze(0)
     agent.value = lambda states: torch.full((1, 4000), v)
     actions = agent.actions_for(states, noise)[0, :, 0]
@@ -229,7 +229,7 @@ def test_the_greedy_action_is_the_best_candidate_by_the_lower_critic() -> None:
     noise = agent.act_draws(torch.Generator().manual_seed(0), 4)
     assert set(noise) == {"noise"}
     actions = agent.actions_for(states, noise)
-    candidates = agent.diffusion.ancestral(agent.ema, states, noise["noise"].transpose(1, 2).flatten(2, 3))
+    candidates = agent.ema.candidates(states, noise["noise"]).flatten(1, 2)
     for seed in range(2):
         for row in range(4):
             own = candidates[seed].view(4, 6, ACTIONS)[row]
@@ -249,6 +249,7 @@ def test_the_policy_is_the_average_not_the_trained_network() -> None:
     assert not torch.equal(agent.act(states, torch.Generator().manual_seed(0)), before)
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_reward_is() -> None:
     """One state, two actions in the data, one of them rewarded: candidates of both, and the better one is chosen."""
     agent = make(num_epochs=1, learning_rate=3e-3, critic_learning_rate=3e-3, dropout=0.0, ema_decay=0.9, tau=0.1,
@@ -266,7 +267,7 @@ def test_it_learns_where_the_reward_is() -> None:
         agent.update(batch, agent.draw(rng, 64))
     assert abs(agent.value(torch.zeros(1, 1, STATES)).item() - 0.7) < 0.08  # the 0.7 expectile of a fair coin
     noise = torch.randn(1, 5, 200, ACTIONS, generator=rng)
-    candidates = agent.diffusion.ancestral(agent.ema, torch.zeros(1, 1, STATES), noise)
+    candidates = agent.ema.sample(torch.zeros(1, 1, STATES), noise)
     assert 0.25 < (candidates[0, :, 0] > 0).float().mean() < 0.75
     chosen = agent.act(torch.zeros(1, 50, STATES), rng)
     assert (chosen > 0).all() and (chosen - 0.5).abs().mean() < 0.15

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import hyperparameters
 from agents.iql import IQL
 from agents.parts.losses import advantage_weights, expectile_loss
-from agents.parts.parameters import average
 from tests.d3rlpy_cases import Recording
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 12, 0.8
@@ -61,7 +60,7 @@ def test_losses_and_steps_are_those_that_d3rlpy_recorded() -> None:
         actor_loss, _ = agent.policy_loss(batch, {})
         torch.testing.assert_close(actor_loss, expected["actor_loss"].expand(2), rtol=1e-4, atol=1e-6)
         agent.optimizers["actor"].step(agent.actor.parameters.gradient(actor_loss))
-        average(agent.critic_target.parameters, agent.critic.parameters, config.tau)
+        agent.critic_target.follow(agent.critic)
     for state in agent.published_state():
         case.assert_networks(state, "after", unlike=("log_std",))
 

@@ -58,6 +58,7 @@ def test_one_iteration_is_the_papers_algorithm_2() -> None:
     np.testing.assert_allclose(second.policy.weight, step, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_search_finds_better_policies() -> None:
     settings = policy_search.ARSSettings(iterations=30, snapshot_interval=30, eval_episodes=5)
     first, last = policy_search.augmented_random_search(HOPPER, 0, settings)
@@ -251,6 +252,7 @@ def test_cross_entropy_method_improves_the_gait() -> None:
 # --- The command ---
 
 
+@pytest.mark.slow
 def test_command_writes_policies_that_load(tmp_path: Path) -> None:
     arguments = ["--env", "hopper", "--steps", "5", "--dir", str(tmp_path / "dir"), "--out", str(tmp_path / "out")]
     search.main(arguments)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_rows_are_dealt_to_streams_and_cut_there() -> None:
     assert np.flatnonzero(part.timeouts).tolist() == [33, 66, 99]  # 34 + 33 + 33 rows
     np.testing.assert_array_equal(part.cut, part.timeouts)
     assert not part.terminals.any()
-    assert len(part.episode_returns()) == 0  # no whole episode
+    assert len(part.whole_returns()) == 0  # no whole episode
 
 
 def test_asked_number_of_whole_episodes() -> None:
@@ -193,7 +194,7 @@ def test_asked_number_of_whole_episodes() -> None:
     assert len(ends) == 8 and ends[-1] == len(part) - 1 and not part.cut.any()
     starts = np.r_[0, ends[:-1] + 1]
     by_hand = [part.rewards[i : j + 1].astype(np.float64).sum() for i, j in zip(starts, ends, strict=True)]
-    np.testing.assert_allclose(part.episode_returns(), by_hand, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(part.whole_returns(), by_hand, rtol=0, atol=1e-9)
     # the start states: height 1.25 +- 0.005
     assert np.abs(part.observations[starts, 0] - 1.25).max() <= 0.005
 
@@ -253,6 +254,25 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         collect.write_hdf5(tmp_path / "set.hdf5", [part], {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    part = collect.record(make_lockstep(HOPPER, 1), UniformPolicy(3), np.random.SeedSequence(0), rows=20)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = {
+        "killed": f".set.hdf5.{gone.pid}.part",
+        "living": f".set.hdf5.{os.getppid()}.part",
+        "elsewhere": f".set.hdf5.{gone.pid + 10**7}.part",  # touched a moment ago
+        "other": f".other.hdf5.{gone.pid}.part",
+        "foreign": ".set.hdf5.backup.part",
+    }
+    for name in left.values():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
+    os.utime(tmp_path / left["elsewhere"])
+    collect.write_hdf5(tmp_path / "set.hdf5", [part], {})
+    assert {path.name for path in tmp_path.iterdir()} == {"set.hdf5", *left.values()} - {left["killed"]}
 
 
 def test_no_time_stamps_in_the_file(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from scipy.sparse.csgraph import shortest_path
 
 from benchmarks import local_sets
+from utils import tasks
 from utils.behaviour import collect, local, navigation
 from utils.behaviour.policies import LinearPolicy, UniformPolicy, load_policy, save_policy
-from utils.data import tasks
 from utils.environments import make_lockstep
 from utils.environments.antmaze import MAZES, cell_center
 from utils.errors import UserError
@@ -116,15 +116,16 @@ def test_a_cache_is_used_until_its_policies_change_or_it_breaks(tmp_path: Path, 
     assert digest(path) != before
 
 
+@pytest.mark.slow
 def test_a_killed_collection_leaves_no_cache(tmp_path: Path) -> None:
-    code = "import sys; from utils import local; local.load('hopper-medium-v2', 50_000_000, 0, sys.argv[1])"
+    code = "import sys; from utils.behaviour import local; local.load('hopper-medium-v2', 50_000_000, 0, sys.argv[1])"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     # the bar moves: rows are being collected
     seen = b""
     deadline = time.monotonic() + 120
-    while b"/50000000 [00:0" not in seen and time.monotonic() < deadline:
+    while b"/50000000 [00:" not in seen and process.poll() is None and time.monotonic() < deadline:
         seen += process.stderr.read(64)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -168,7 +169,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def returns_of(policy, env_name: str, steps: int) -> float:
-    """Mean return of the first ``steps`` steps, or of what comes before a fall, of five episodes."""
+    """Mean return of the first `steps` steps, or of what comes before a fall, of five episodes."""
     envs = make_lockstep(env_name, 5)
     rng, running, total = np.random.default_rng(0), np.ones(5, dtype=bool), 0.0
     states = envs.reset([np.random.default_rng(k) for k in range(5)])

@@ -20,6 +20,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_training_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     training.main([*SHORT, "--seeds", "2", "--json"])
     result = printed(capsys)
@@ -31,6 +32,7 @@ def test_training_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str], tmp
     assert "| diffcps | halfcheetah-medium-v2 | 2 |" in (tmp_path / "training_here.md").read_text()
 
 
+@pytest.mark.slow
 def test_operations_of_a_step_are_counted() -> None:
     """Matrix products of one DiffCPS step at batch 8, by hand, in multiply-adds of the 256 x 256 layers alone."""
     counted = training.measure(training.parser().parse_args([*SHORT, "--no-plain"]))["gflop_per_seed_step"] * 1e9
@@ -51,6 +53,7 @@ def test_evaluation_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
     assert result["one_at_a_time_s"] > 0 and result["seconds"] > 0 and result["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_scaling_writes_a_table_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "QUICK", {"seeds": (1, 2), "T": (2,), "batch_size": (8,)})
     monkeypatch.setattr(scaling, "BASE", {"seeds": 1, "T": 2, "batch_size": 8})
@@ -84,6 +87,7 @@ def test_scaling_measures_the_shared_point_once_and_ends_in_time(
     assert (tmp_path / "scaling_short.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library's allocator")
 def test_memory_compares_two_processes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     memory.main(["--algos", "bc", "--seeds", "1", "--seconds", "0.05", "--repeats", "1", "--env_name",

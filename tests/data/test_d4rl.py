@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from utils.data import d4rl, download, tasks
+from utils import tasks
+from utils.data import d4rl, download
 from utils.data.rows import Rows, qlearning_transitions
 from utils.errors import UserError
 
@@ -64,6 +65,23 @@ ORIGINAL_STACK_ONLY = {
     "kitchen-partial-v0": (60, 9, 280),
     "kitchen-mixed-v0": (60, 9, 280),
 }
+
+
+@pytest.mark.parametrize(
+    ("env_name", "facts"),
+    [
+        ("hopper-medium-replay-v2", ("locomotion", "hopper", "medium-replay", "v2", 1000)),
+        ("antmaze-umaze-v1", ("antmaze", "umaze", "", "v1", 700)),
+        ("antmaze-umaze-diverse-v0", ("antmaze", "umaze", "diverse", "v0", 700)),
+        ("antmaze-eval-large-play-v0", ("antmaze", "eval-large", "play", "v0", 1000)),
+        ("pen-cloned-v1", ("adroit", "pen", "cloned", "v1", 100)),
+        ("kitchen-partial-v0", ("kitchen", "kitchen", "partial", "v0", 280)),
+    ],
+)
+def test_what_an_id_says(env_name, facts):
+    task = tasks.task(env_name)
+    assert (task.domain, task.world, task.behaviour, task.version, task.max_episode_steps) == facts
+    assert task.env_name == env_name
 
 
 def test_adroits_pen_and_the_kitchen_are_known():
@@ -352,8 +370,9 @@ def test_load_holds_at_most_two_copies(tmp_path):
     dataset = d4rl.load(HOPPER, path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert dataset.nbytes > 15e6
-    assert peak < 2 * dataset.nbytes + 4e6
+    size = sum(array.nbytes for array in dataset.columns.values())
+    assert size > 15e6
+    assert peak < 2 * size + 4e6
 
 
 # --------------------------------------------------------------------------------------------------

@@ -35,7 +35,6 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def test_arrays_are_read_only_float32_and_sized():
     data = make_dataset()
     assert (data.size, data.state_dim, data.action_dim) == (50, 4, 2)
-    assert data.nbytes == 50 * (4 + 2 + 1 + 4 + 1) * 4
     for array in data.columns.values():
         assert array.dtype == np.float32
         with pytest.raises(ValueError, match="read-only"):
@@ -153,8 +152,7 @@ def test_table_holds_every_transition_in_no_more_bytes(monkeypatch):
     table = data.to("cpu")
     packed = np.concatenate([data.states, data.actions, data.rewards, data.next_states, data.not_dones], axis=1)
     np.testing.assert_array_equal(table.rows.numpy(), packed)
-    assert table.nbytes == data.nbytes
-    assert table.rows.untyped_storage().nbytes() == data.nbytes
+    assert table.rows.untyped_storage().nbytes() == 50 * (4 + 2 + 1 + 4 + 1) * 4
     assert (table.size, table.state_dim, table.action_dim, table.width) == (50, 4, 2, 12)
     assert table.device == torch.device("cpu")
 
@@ -254,7 +252,7 @@ def test_table_on_the_gpu_needs_no_more_memory_than_the_arrays():
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     table = data.to("cuda")
-    assert torch.cuda.max_memory_allocated() - before <= 1.1 * data.nbytes
+    assert torch.cuda.max_memory_allocated() - before <= 1.1 * sum(array.nbytes for array in data.columns.values())
     rng = [torch.Generator("cuda").manual_seed(seed) for seed in (0, 1)]
     batch = table.sample(rng, 256)
     assert all(value.is_cuda and value.shape[:2] == (2, 256) for value in batch.values())

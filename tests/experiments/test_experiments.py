@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 
 import hyperparameters
 import run
@@ -29,6 +28,7 @@ from utils.errors import UserError
 from utils.report.build import make_report
 from utils.report.runs import Labels
 from utils.report.tables import Choice
+from utils.runs import checkpoint
 
 ARTEFACTS = ("table1", "table2_diffusion_steps", "figure3_diffusion_steps", "figure4_lambda_min",
              "figure5_policy_interval", "candidates")  # fmt: skip
@@ -128,13 +128,19 @@ def test_each_set_is_fetched_once_before_the_runs(monkeypatch):
 # --- Continuing -----------------------------------------------------------------------------------------
 
 
+def saved_at(path, step):
+    """The least that is a checkpoint."""
+    owner = {"algo": "diffcps", "env_name": "hopper-medium-v2", "seed": 0}
+    checkpoint.save(path, {"format": checkpoint.FORMAT, "owner": owner, "agent": {"step": step}})
+
+
 def test_continuing_takes_each_seed_from_where_it_is(tmp_path, monkeypatch):
     """Seeds 0 and 3 saved at one step, 1 at another, 2 has nothing to go on from, 4 is complete."""
     base, calls = tmp_path / "runs", []
     for seed, step in ((0, 20), (1, 40), (2, None), (3, 20)):
         folder = make_run(base, [1.0], seed=seed, planned=6)
         if step is not None:
-            torch.save({"agent": {"step": step}}, folder / "checkpoint.pt")
+            saved_at(folder / "checkpoint.pt", step)
     make_run(base, [1.0, 2.0, 3.0], seed=4)
     monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
     wanted = Training("diffcps", "hopper-medium-v2", (0, 1, 2, 3, 4), {}, {
@@ -155,7 +161,7 @@ def test_seeds_with_a_step_in_common_go_on_together(tmp_path, monkeypatch):
     for seed, saved in ((0, {"checkpoint.pt": 40, "checkpoint.previous.pt": 20}), (1, {"checkpoint.pt": 20})):
         folder = make_run(base, [1.0], seed=seed, planned=6)
         for name, step in saved.items():
-            torch.save({"agent": {"step": step}}, folder / name)
+            saved_at(folder / name, step)
     monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
     assert continue_run(["--env_name", "hopper-medium-v2", "--dir", str(base), "--seeds", "0,1"]) == 0
     assert [(options.parse_seeds(p), p.resume) for p in (options.parse(c, AGENTS) for c in calls)] == [([0, 1], True)]
@@ -223,6 +229,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_one_experiment_from_plan_to_table(tmp_path, data, capsys):
     arguments = ["--dataset", str(data), "--scale", "0.000001", "--seeds", "0-1", "--device", "cpu", "--threads", "1",
                  "--dir", str(tmp_path), "--tasks", "hopper-medium-v2", "walker2d-medium-v2"]  # fmt: skip
@@ -306,6 +313,7 @@ def test_a_setting_is_chosen_on_one_half_of_the_episodes_and_scored_on_the_other
     assert (best, picked) == (1, [1, 0]) and held_out.tolist() == [(7 + 0) / 2, (7 + 0) / 2]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_scored_with_every_setting(tmp_path, data, capsys):
     command = ["--algo", "idql", "--env_name", "hopper-medium-v2", "--dataset", str(data / "hopper-medium.hdf5"),
                "--num_epochs", "1", "--num_steps_per_epoch", "4", "--eval_interval", "1", "--eval_episodes", "4",

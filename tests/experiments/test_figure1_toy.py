@@ -124,6 +124,7 @@ def test_few_steps_alone_miss_the_circle() -> None:
     assert many["reward"] > 99 and many["precision"] == 1 and many["radius_deviation"] < 0.03
 
 
+@pytest.mark.slow
 def test_sfbcs_solver_alone_misses_the_circle_with_few_steps() -> None:
     """T = 5 and 20 end with a stride of order 2 over the last, steepest part; 15 with strides of order 2 and 1."""
     scorer = Scorer(CIRCLE)
@@ -167,6 +168,7 @@ def test_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 SMALL = ["--steps", "20", "--seeds", "0,1", "--algos", "diffusion_bc", "diffcps", "--T", "2", "3"]
 
 
+@pytest.mark.slow
 def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in processes; one run is there already, trained but without its actions. The second call runs nothing."""
     command = [*SMALL, "--dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--workers", "2"]

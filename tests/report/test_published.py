@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data import tasks
+from utils import tasks
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 TASKS = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from utils.errors import UserError
 from utils.report import figures, protocols
 from utils.report.__main__ import main
 from utils.report.export import portable
-from utils.report.runs import Labels, find_runs, group, read_run
+from utils.report.runs import EPISODES, RUNS, Labels, SeedRun, find_runs, group, read_run, read_runs
 from utils.report.statistics import bootstrap_interval, interquartile_mean, performance_profile, resample
 from utils.report.tables import Choice, Published, make_rows
 from utils.runs.folder import describe_run, prepare_folders
@@ -46,12 +47,13 @@ def make_run(
     seed: int = 0,
     dataset: dict[str, Any] | None = None,
     planned: int | None = None,
+    epoch: int = 10,
     run_options: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
     """A run's folder as run.py leaves it: an evaluation of two episodes (score - 1, score + 1) every second epoch of
-    10 steps, and `losses[i]` as the mean of the two epochs before evaluation i."""
-    overrides = {"num_epochs": planned or 2 * len(scores), "num_steps_per_epoch": 10, "eval_interval": 2,
+    `epoch` steps, and `losses[i]` as the mean of the two epochs before evaluation i."""
+    overrides = {"num_epochs": planned or 2 * len(scores), "num_steps_per_epoch": epoch, "eval_interval": 2,
                  "eval_episodes": 2} | overrides  # fmt: skip
     settings = hyperparameters.explain(algo, env_name, overrides)
     options = {"algo": algo, "env_name": env_name, "dir": str(base), "dataset": None, **(run_options or {})}
@@ -63,10 +65,16 @@ def make_run(
         loss = 0.1 if losses is None else losses[i]
         for half, part in enumerate((loss - 0.01, loss + 0.01)):
             values = dict.fromkeys(METRICS[algo], 1.0) | {METRICS[algo][0]: part}
-            log.metrics(20 * i + 10 * (half + 1), values, 100.0)
-        log.evaluation(20 * (i + 1), (0.0, 0.0), (score - 1, score + 1), (5, 5), (False, False))
+            log.metrics(2 * epoch * i + epoch * (half + 1), values, 100.0)
+        log.evaluation(2 * epoch * (i + 1), (0.0, 0.0), (score - 1, score + 1), (5, 5), (False, False))
     log.close()
     return folder
+
+
+def found(*places: Path) -> list[SeedRun]:
+    runs, notes = find_runs(places, Labels())
+    assert notes == []
+    return runs
 
 
 def file_data(path: str, **more: Any) -> dict[str, Any]:
@@ -88,24 +96,45 @@ def scores(path: Path) -> dict[tuple[str, str, str, str], dict[str, str]]:
 
 def test_every_protocol_by_hand(tmp_path):
     values = [10.0, 60.0, 30.0, 40.0, 20.0, 50.0]
-    run = read_run(make_run(tmp_path, values, [0.5, 0.6, 0.2, 0.4, 0.3, 0.9]), Labels())
-    assert protocols.score(run, "last") == pytest.approx(50)
-    assert protocols.score(run, "last5") == pytest.approx(40)
-    assert protocols.score(run, "last10") is None  # only six evaluations were made
-    assert protocols.score(run, "best") == pytest.approx(60)
-    assert protocols.evaluation_losses(run) == pytest.approx([0.5, 0.6, 0.2, 0.4, 0.3, 0.9])
-    assert protocols.score(run, "offline") == pytest.approx(30)  # the least loss: 0.2
-    assert protocols.score(run, "offline", top_k=1) == pytest.approx(20)  # the second least: 0.3
+    make_run(tmp_path, values, [0.5, 0.6, 0.2, 0.4, 0.3, 0.9])
+    frame = read_runs([tmp_path])
+
+    def score(*choice: Any) -> float:
+        (value,) = protocols.scores(frame, *choice)
+        return value
+
+    assert score("last") == pytest.approx(50)
+    assert score("last5") == pytest.approx(40)
+    assert np.isnan(score("last10"))  # only six evaluations were made
+    assert score("best") == pytest.approx(60)
+    assert protocols.evaluations(frame)["loss"].tolist() == pytest.approx([0.5, 0.6, 0.2, 0.4, 0.3, 0.9])
+    assert score("offline") == pytest.approx(30)  # the least loss: 0.2
+    assert score("offline", 1) == pytest.approx(20)  # the second least: 0.3
     with pytest.raises(ValueError, match="last5"):
-        protocols.score(run, "median")
+        score("median")
+
+
+def test_a_frame_of_all_episodes_is_what_a_notebook_starts_from(tmp_path):
+    make_run(tmp_path / "a", [10.0, 20.0], [0.3, 0.2], seed=1)
+    make_run(tmp_path / "b", [70.0], diffusion_steps=15, dataset={"source": "local", "rows": 9})
+    frame = read_runs([str(tmp_path)])
+    assert len(frame) == 6 and frame["score"].tolist() == [9, 11, 19, 21, 69, 71]
+    assert frame.groupby(["data", "task", "algorithm", "method", "steps", "seed"])["score"].mean().to_dict() == {
+        ("local", "hopper-medium-v2", "diffcps", "diffcps diffusion_steps=15", 20, 0): 70,
+        ("official D4RL", "hopper-medium-v2", "diffcps", "diffcps", 40, 1): 15,
+    }
+    assert frame[["step", "episode", "length", "unstable"]].iloc[3].tolist() == [40, 1, 5, 0]
+    assert protocols.scores(frame, "last").tolist() == [20, 70]  # by the runs' numbers
+    (tmp_path / "a" / "diffcps" / "hopper-medium-v2" / "seed_1" / "config.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"left out: .*seed_1/config.json is not what run.py writes"):
+        assert len(read_runs([tmp_path])) == 2
 
 
 def test_offline_selection_takes_the_runs_own_rank(tmp_path):
     # Diffusion-QL's settings say rank 2 for hopper-medium-v2, rank 1 for walker2d-medium-v2.
-    losses = [0.5, 0.3, 0.4]
-    for env_name, expected in (("hopper-medium-v2", 1.0), ("walker2d-medium-v2", 3.0)):
-        run = read_run(make_run(tmp_path, [1.0, 2.0, 3.0], losses, "diffusion_ql", env_name), Labels())
-        assert protocols.score(run, "offline") == pytest.approx(expected)
+    for env_name in ("hopper-medium-v2", "walker2d-medium-v2"):
+        make_run(tmp_path, [1.0, 2.0, 3.0], [0.5, 0.3, 0.4], "diffusion_ql", env_name)
+    assert protocols.scores(read_runs([tmp_path]), "offline").tolist() == pytest.approx([1.0, 3.0])
 
 
 def test_the_published_index_is_another_evaluation():
@@ -121,9 +150,8 @@ def test_the_published_index_is_another_evaluation():
 def test_losses_of_the_pretraining_do_not_count(tmp_path):
     folder = make_run(tmp_path, [1.0, 2.0], [0.5, 0.4], "dtql", env_name="walker2d-medium-v2")
     lines = (folder / "metrics.csv").read_text().splitlines()
-    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1", *lines[1:]]) + "\n")
-    run = read_run(folder, Labels())
-    assert protocols.evaluation_losses(run) == pytest.approx([0.5, 0.4])
+    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1,", *lines[1:]]) + "\n")
+    assert protocols.evaluations(read_runs([tmp_path]))["loss"].tolist() == pytest.approx([0.5, 0.4])
 
 
 # --- Statistics -----------------------------------------------------------------------------------------
@@ -175,7 +203,7 @@ def test_performance_profile():
 
 def test_scores_beside_the_papers(tmp_path, capsys):
     for seed, last in enumerate((80.0, 90.0, 100.0)):
-        make_run(tmp_path / "a", [95.0, last], seed=seed)
+        make_run(tmp_path / "a", [95.0, last], seed=seed, epoch=500_000)
     text = report(capsys, tmp_path / "a", "--out", tmp_path / "out")
     found = scores(tmp_path / "out")
     last = found["official D4RL", "hopper-medium-v2", "diffcps", "last"]
@@ -183,19 +211,49 @@ def test_scores_beside_the_papers(tmp_path, capsys):
     assert float(last["deviation"]) == pytest.approx(np.std([80, 90, 100]))
     assert float(last["difference"]) == pytest.approx(90 - 100.1)
     assert float(found["official D4RL", "hopper-medium-v2", "diffcps", "best"]["mean"]) == pytest.approx(290 / 3)
-    assert "| hopper-medium-v2 | diffcps | 40 of 2,000,000 | 0-2 | 90.0 ± 8.2 |" in text
+    assert "| hopper-medium-v2 | diffcps | 2,000,000 | 0-2 | 90.0 ± 8.2 |" in text
     assert "| 100.1 ± 3.5 | −10.1 | −3.4 |" in text
     assert "chosen on the test episodes" in text
     latex = (tmp_path / "out" / "tables" / "official-d4rl.tex").read_text()
     assert r"90.0 $\pm$ 8.2" in latex and r"best $\dagger$" in latex
 
 
+def test_a_shorter_run_is_not_subtracted_from_the_papers_figure(tmp_path, capsys):
+    make_run(tmp_path / "a", [90.0])
+    text = report(capsys, tmp_path / "a", "--out", tmp_path / "out")
+    assert "| 20 of 2,000,000 | 0 | 90.0 | 90.0 | 90.0 | 100.1 ± 3.5 |" in text and "− paper" not in text
+    row = scores(tmp_path / "out")["official D4RL", "hopper-medium-v2", "diffcps", "last"]
+    assert (row["paper"], row["difference"]) == ("100.1", "")
+
+
+def test_columns_without_a_number_are_left_out(tmp_path, capsys):
+    make_run(tmp_path, [float(k) for k in range(5)])
+    text = report(capsys, tmp_path)
+    assert "| mean of last 5 |" in text and "mean of last 10" not in text and "paper: diffcps" in text
+
+
+def test_only_some_runs(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path, [10.0 + seed], seed=seed)
+        make_run(tmp_path / "long", [50.0 + seed, 60.0], seed=seed, diffusion_steps=7)
+    assert "| 40 of 2,000,000 | 0,1 | 60.0 ± 0.0 |" in report(capsys, tmp_path, "--only", "steps=40")
+    text = report(capsys, tmp_path, "--only", "diffusion_steps=5,7", "--only", "seed=1")
+    assert "| 20 of 2,000,000 | 1 | 11.0 |" in text and "| 40 of 2,000,000 | 1 | 60.0 |" in text
+    for wrong, message in (("shape=3", "none of the runs has 'shape'"), ("seed=9", "no run is left by --only seed=9")):
+        assert main([str(tmp_path), "--only", wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_corls_scores_stand_beside_the_same_algorithms(tmp_path):
     """The figures are those of CORL's README, on the official data; AntMaze there is v2."""
     published = Published()
-    assert published.corl("hopper-medium-v2", "iql") == {"last": (67.53, 3.78), "best": (80.46, 3.09)}
-    assert published.corl("antmaze-umaze-v0", "iql") == {} and published.corl("hopper-medium-v2", "diffcps") == {}
-    assert published.get("halfcheetah-medium-expert-v2", "idql") == (95.9, None)  # printed as IDQL-A
+    assert published.corl("hopper-medium-v2", "iql", "last") == (67.53, 3.78)
+    assert published.corl("hopper-medium-v2", "iql", "best") == (80.46, 3.09)
+    for none in (("antmaze-umaze-v0", "iql", "last"), ("hopper-medium-v2", "diffcps", "last")):
+        assert np.isnan(published.corl(*none)).all()
+    assert published.get("halfcheetah-medium-expert-v2", "idql") == pytest.approx((95.9, np.nan), nan_ok=True)  # IDQL-A
+    assert published.get("hopper-medium-v2", "diffcps") == (100.1, 3.5)
+    assert np.isnan(published.get("antmaze-umaze-v2", "diffcps")).all()
 
 
 def test_methods_of_different_own_lengths_share_a_row(tmp_path, capsys):
@@ -210,12 +268,11 @@ def test_averages_count_their_tasks_and_compare_with_the_same_ones(tmp_path):
     for env_name, level in (("hopper-medium-v2", 90.0), ("walker2d-medium-v2", 80.0), ("antmaze-umaze-v0", 10.0)):
         for seed in (0, 1):
             make_run(tmp_path, [level + 2 * seed], env_name=env_name, seed=seed)
-    rows = make_rows(group(find_runs([tmp_path], Labels())), Choice(), Published())
-    averages = [row for row in rows if row.name.startswith("average")]
-    assert [row.name for row in averages] == ["average-locomotion (2 of 9)"]  # one AntMaze task is no average
-    value = averages[0].estimates["last"]
-    assert (value.mean, value.deviation) == pytest.approx((86, 1))
-    assert averages[0].paper == pytest.approx((100.1 + 90.9) / 2)
+    rows = make_rows(group(found(tmp_path)), Choice(), Published())
+    averages = rows[rows["task"].str.startswith("average")].set_index("protocol")
+    assert set(averages["task"]) == {"average-locomotion (2 of 9)"}  # one AntMaze task is no average
+    assert averages.loc["last", ["mean", "deviation"]].tolist() == pytest.approx([86, 1])
+    assert averages.loc["last", "paper"] == pytest.approx((100.1 + 90.9) / 2)
 
 
 def test_data_of_different_origin_never_share_a_table(tmp_path, capsys):
@@ -251,7 +308,7 @@ def test_changed_settings_are_another_method(tmp_path):
     make_run(tmp_path / "b", [60.0], diffusion_steps=15)
     make_run(tmp_path / "c", [70.0], diffusion_steps=5, seed=1)  # named, but the task's own: the same as a
     make_run(tmp_path / "d", [80.0], run_options={"eval_seeds": "fresh"})
-    runs = find_runs([tmp_path], Labels())
+    runs = found(tmp_path)
     cells = {cell.method: cell.seeds for cell in group(runs)}
     assert cells == {"diffcps": [0, 1], "diffcps diffusion_steps=15": [0], "diffcps eval_seeds=fresh": [0]}
     named = [
@@ -259,13 +316,14 @@ def test_changed_settings_are_another_method(tmp_path):
     ]
     assert named == ["diffcps diffusion_steps=5", "diffcps diffusion_steps=15"]
     rows = make_rows(group(runs), Choice(), Published())
-    assert [row.paper for row in rows] == [100.1, None, None]  # the paper's figure is for its own settings
+    # The paper's figure is for its own settings.
+    assert rows[rows["protocol"] == "last"]["paper"].tolist() == pytest.approx([100.1, np.nan, np.nan], nan_ok=True)
 
 
 def test_runs_of_other_lengths_are_not_averaged(tmp_path):
     make_run(tmp_path / "a", [50.0, 60.0])
     make_run(tmp_path / "b", [70.0], seed=1)
-    cells = group(find_runs([tmp_path], Labels()))
+    cells = group(found(tmp_path))
     assert [(cell.total_steps, cell.seeds) for cell in cells] == [(20, [1]), (40, [0])]
 
 
@@ -311,10 +369,7 @@ def test_seeds_that_differ_are_remarked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "config.json").write_text("{"), "is not what run.py writes"),
-        (lambda f: (f / "config.json").write_text("{}"), "is not what run.py writes"),
         (lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,9.5\n40,\n"), "line 3, is damaged"),
-        (lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"), "metrics.csv is damaged"),
         (lambda f: shutil.copytree(f, f.parents[3] / "b" / "seed_0"), "name one of them"),
         (lambda f: shutil.rmtree(f), "no run below"),
     ],
@@ -325,6 +380,139 @@ def test_one_line_for_what_cannot_be_read(tmp_path, capsys, damage, message):
     assert message in capsys.readouterr().err
 
 
+def in_config(**parts: Any) -> Callable[[Path], object]:
+    """Put values into a part of config.json (a dictionary is merged with what is there)."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        for part, value in parts.items():
+            config[part] = {**config[part], **value} if isinstance(value, dict) else value
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def as_folder(name: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
+MALFORMED = {
+    "no JSON": lambda f: (f / "config.json").write_text("{"),
+    "nothing in it": lambda f: (f / "config.json").write_text("{}"),
+    "bytes": lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "nested": lambda f: (f / "config.json").write_text('{"settings": ' + "[" * 100_000),
+    "nested, whole": lambda f: (f / "config.json").write_text("[" * 100_000 + "]" * 100_000),
+    "nested in a part": in_config(versions={"torch": json.loads("[" * 300 + "]" * 300)}),
+    "a folder": as_folder("config.json"),
+    "a folder of evaluations": as_folder("evaluations.csv"),
+    "a folder of metrics": as_folder("metrics.csv"),
+    "a pipe": lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")),
+    "settings null": in_config(settings=None),
+    "run a list": in_config(run=[]),
+    "dataset a text": in_config(dataset="d4rl"),
+    "origins a list": in_config(origins=["default"]),
+    "algo a number": in_config(run={"algo": 5}),
+    "task a list": in_config(run={"env_name": ["hopper-medium-v2"]}),
+    "task without end": in_config(run={"env_name": "x" * 100_000}),
+    "half a character": in_config(run={"env_name": "\ud800"}),
+    "lines in a name": in_config(dataset={"source": "x", "label": "a\n| b |"}),
+    "seed null": in_config(seed=None),
+    "epochs a text": in_config(settings={"num_epochs": "2"}),
+    "epochs without end": in_config(settings={"num_epochs": 10**30}),
+    "a setting of settings": in_config(settings={"kappa": {"a": 1}}),
+    "kappa a text": in_config(settings={"kappa": "0.05"}),
+    "rank a text": in_config(settings={"top_k": "first"}),
+    "weights a number": in_config(run={"load_published": [5]}),
+    "no number": lambda f: (f / "metrics.csv").write_text("step,kl_loss\n20,oops\n"),
+    "no step": lambda f: (f / "metrics.csv").write_text("kl_loss\n1\n"),
+    "step without end": lambda f: (f / "evaluations.csv").write_text(f"step,normalized_score\n{10**25},1\n"),
+    "score without end": lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,1e300\n"),
+    "no score": lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n20,inf\n"),
+    "no row": lambda f: (f / "evaluations.csv").write_text("step,normalized_score\n"),
+    "nothing at all": lambda f: (f / "evaluations.csv").write_text(""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_folder_costs_a_warning_and_not_the_report(tmp_path, capsys, damage):
+    make_run(tmp_path / "good", [10.0])
+    damage(make_run(tmp_path / "bad", [50.0], env_name="walker2d-medium-v2"))
+    assert main([str(tmp_path), "--export", str(tmp_path / "kept")]) == 0
+    out, err = capsys.readouterr()
+    (warning,) = err.splitlines()
+    assert warning.startswith("note: left out: ") and len(warning) < 1000
+    assert "| hopper-medium-v2 | diffcps | 20 of 2,000,000 | 0 | 10.0 |" in out and "walker2d" not in out
+    assert "exported 1 runs" in out
+
+
+ODD = {
+    "a formula": in_config(dataset={"source": "x", "label": r"$\frac{1$"}, run={"algo": r"a$\frac{1$$"}),
+    "a formula for a setting": in_config(settings={"beta_schedule": r"$\frac{1$", "diffusion_steps": "x"}),
+    "a spreadsheet's formula": in_config(dataset={"source": "x", "label": '=HYPERLINK("http://x","y")'},
+                                         run={"algo": "+1+cmd|' /C calc'!A0", "env_name": "@SUM(1+1)"}),
+    "hidden names": in_config(run={"algo": "_x", "env_name": "_y"}),
+    "long names": in_config(run={"algo": "x" * 300, "env_name": "y" * 300},
+                            dataset={"source": "x", "label": "é" * 300}),
+    "no kappa": in_config(run={"algo": "unknown"}, settings={"kappa": 0}),
+    "endless kappa": in_config(settings={"kappa": float("inf"), "diffusion_steps": float("nan")}),
+    "weights a path": in_config(run={"load_published": ["actor=/x/y.pth"]}, dataset={"path": 5, "source": 6}),
+    "a step twice": lambda f: (f / "metrics.csv").write_text("step,kl_loss,lambda\n10,1,1\n10,2,2\n20,inf,1e308\n"),
+    "no metrics": lambda f: (f / "metrics.csv").unlink(),
+    "negative loss": lambda f: (f / "metrics.csv").write_text("step,kl_loss,lambda\n10,-1,-1\n20,-2,0\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
+def test_odd_names_and_numbers_are_shown_as_they_are(tmp_path, capsys, change):
+    for seed in (0, 1):
+        make_run(tmp_path / "good", [10.0], seed=seed)
+        change(make_run(tmp_path / "bad", [50.0 + seed], env_name="walker2d-medium-v2", seed=seed))
+    wanted = ["--out", tmp_path / "out", "--html", tmp_path / "page.html", "--export", tmp_path / "kept"]
+    out = report(capsys, tmp_path / "good", tmp_path / "bad", "--by", "diffusion_steps", *wanted)
+    assert "10.5 ±" not in out and "50.5 ± 0.5" in out and "exported 4 runs" in out
+    assert "exported 4 runs" in report(capsys, tmp_path / "kept", "--export", tmp_path / "again")
+    assert (tmp_path / "kept" / EPISODES).read_bytes() == (tmp_path / "again" / EPISODES).read_bytes()
+
+
+def test_no_cell_of_any_table_begins_a_spreadsheets_formula(tmp_path, capsys):
+    folder = make_run(tmp_path / "a", [-5.0], dataset=file_data("/data/x.hdf5"))
+    ODD["a spreadsheet's formula"](folder)
+    wanted = ["--out", tmp_path / "out", "--html", tmp_path / "page.html", "--export", tmp_path / "kept"]
+    text = report(capsys, tmp_path / "a", *wanted)
+    assert "| '@SUM(1+1) | '+1+cmd\\|' /C calc'!A0 " in text and "| −5.0 |" in text
+    with open(tmp_path / "out" / "tables" / "scores.csv", newline="") as file:
+        header, line, *_ = csv.reader(file)
+    assert line[:3] == ['\'=HYPERLINK("http://x","y")', "'@SUM(1+1)", "'" + line[2][1:]]
+    assert float(line[header.index("mean")]) == -5  # numbers stay numbers
+    latex = next((tmp_path / "out" / "tables").glob("*.tex")).read_text()
+    assert "\n'@SUM(1+1) & '+1+cmd" in latex
+    page = (tmp_path / "page.html").read_text()
+    assert '<td class="name">&#39;@SUM(1+1)</td>' in page and not re.search("<t[dh][^>]*>[=+@-]", page)
+    rows = csv.reader(gzip.decompress((tmp_path / "kept" / EPISODES).read_bytes()).decode().splitlines())
+    assert [row[1:4] for row in rows][1] == [line[0], "'+1+cmd|' /C calc'!A0", "'@SUM(1+1)"]
+    assert report(capsys, tmp_path / "kept") == text.split("wrote")[0] + "\n"  # and an export says the same
+
+
+def test_a_damaged_line_of_an_export_costs_a_warning(tmp_path, capsys):
+    for seed in range(3):
+        make_run(tmp_path / "a", [10.0], seed=seed)
+    kept = tmp_path / "kept"
+    report(capsys, tmp_path / "a", "--export", kept)
+    lines = (kept / RUNS).read_text().splitlines()
+    (kept / RUNS).write_text("\n".join([lines[0], "[" * 100_000, lines[2]]) + "\n")
+    assert main([str(kept)]) == 0
+    out, err = capsys.readouterr()
+    assert f"note: left out: {kept / RUNS}, line 2: " in err and "| 0,2 | 10.0 ± 0.0 |" in out
+    (kept / EPISODES).write_bytes((kept / EPISODES).read_bytes()[:-9])
+    assert main([str(kept)]) == 2
+    assert "is not what --export writes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
     make_run(tmp_path / "a", [10.0])
     command = [sys.executable, "-m", "utils.report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]
@@ -341,19 +529,35 @@ def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
 # --- Export ---------------------------------------------------------------------------------------------
 
 
-def test_an_export_keeps_numbers_and_origin_but_no_path(tmp_path, capsys):
-    folder = make_run(tmp_path / "a", [90.0], dataset=file_data("/secret/place/hopper-medium.hdf5"))
-    report(capsys, tmp_path / "a", "--label", "rebuilt=/secret", "--export", tmp_path / "kept")
-    (config,) = (tmp_path / "kept").rglob("config.json")
-    assert (
-        config.parent.relative_to(tmp_path / "kept").as_posix()
-        == "rebuilt/own-20-steps/diffcps/hopper-medium-v2/seed_0"
-    )
-    assert "secret" not in config.read_text() and str(tmp_path) not in config.read_text()
-    assert (config.parent / "evaluations.csv").read_bytes() == (folder / "evaluations.csv").read_bytes()
-    assert "All protocols, data: rebuilt" in report(capsys, tmp_path / "kept")
-    assert json.loads(config.read_text())["dataset"]["sha256"] == "ab" * 32
-    assert main([str(tmp_path / "a"), "--label", "rebuilt=/secret", "--export", str(tmp_path / "kept")]) == 2
+def test_an_export_says_the_same_and_keeps_no_path(tmp_path, capsys):
+    data = file_data("/secret/place/hopper-medium.hdf5")
+    for seed in range(3):
+        make_run(tmp_path / "a", [90.0 + seed / 3, 80.0], [0.5, 0.3 + seed], seed=seed, dataset=data)
+    make_run(tmp_path / "a", [1.0, 2.0], [0.1, 0.2], "diffusion_ql", dataset={"source": "d4rl", "rows": 9})
+    kept = tmp_path / "kept"
+    before = report(capsys, tmp_path / "a", "--label", "rebuilt=/secret", "--export", kept, "--out", tmp_path / "1")
+    after = report(capsys, kept, "--out", tmp_path / "2", "--export", tmp_path / "again")
+    assert before.split("wrote")[0] == after.split("wrote")[0] and "All protocols, data: rebuilt" in after
+    for name in ("scores.csv", "runs.md", "rebuilt.tex", "official-d4rl.md"):
+        assert (tmp_path / "1" / "tables" / name).read_text() == (tmp_path / "2" / "tables" / name).read_text()
+    text, table = (kept / RUNS).read_text(), gzip.decompress((kept / EPISODES).read_bytes()).decode()
+    assert sorted(path.name for path in kept.iterdir()) == [EPISODES, RUNS] and len(text.splitlines()) == 4
+    assert "secret" not in text + table and str(tmp_path) not in text + table and "ab" * 32 in text
+    assert table.splitlines()[1] == "0,official D4RL,diffusion_ql,hopper-medium-v2,0,20,0,0.0,0.0,5,0,0.1"
+    for name in (RUNS, EPISODES):  # the same bytes, also of a copy
+        assert (kept / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert main([str(kept), "--export", str(kept)]) == 2
+    assert "holds an export already" in capsys.readouterr().err
+
+
+def test_an_export_beside_runs_is_read_as_itself(tmp_path):
+    make_run(tmp_path / "a", [90.0])
+    assert main([str(tmp_path / "a"), "--export", str(tmp_path / "kept")]) == 0
+    make_run(tmp_path / "kept" / "runs", [10.0], seed=1)
+    assert [run.seed for run in found(tmp_path / "kept")] == [0]
+    assert [run.seed for run in found(tmp_path / "kept" / "runs")] == [1]
+    assert [run.seed for run in found(tmp_path / "kept", tmp_path / "kept" / "runs")] == [0, 1]
+    assert len(found(tmp_path)) == 3  # of a folder above both, everything
 
 
 def test_an_export_names_files_of_weights_without_their_folders(tmp_path):
@@ -369,7 +573,7 @@ def test_long_names_stay_inside_the_figure_and_leave_the_panels_their_room(tmp_p
         long = {"batch_size": 32 + number, "hidden_dim": 64, "diffusion_steps": 7, "learning_rate": 1e-3, "kappa": 0.1}
         for candidates in (1, 10):
             make_run(tmp_path / f"{number}-{candidates}", [50.0], action_candidates=candidates, **long)
-    cells = group(find_runs([tmp_path], Labels()), ("action_candidates",))
+    cells = group(found(tmp_path), ("action_candidates",))
     for _, _, figure in figures.figures(cells, Choice(), ("action_candidates",)):
         figure.canvas.draw()
         inside, (legend,) = figure.bbox, figure.legends
@@ -387,7 +591,7 @@ def test_methods_differ_without_colour():
 def test_figures_show_the_numbers(tmp_path):
     for seed in range(3):
         make_run(tmp_path, [10.0 + seed, 20.0 + seed], [0.3, 0.2], seed=seed)
-    drawn = {name: figure for name, _, figure in figures.figures(group(find_runs([tmp_path], Labels())), Choice())}
+    drawn = {name: figure for name, _, figure in figures.figures(group(found(tmp_path)), Choice())}
     assert sorted(drawn) == ["constraint", "learning_curves", "performance_profiles"]
     (curve,) = drawn["learning_curves"].axes[0].lines
     np.testing.assert_allclose(curve.get_xydata(), [[20, 11], [40, 21]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import random
 import signal
 import tempfile
 import warnings
@@ -18,12 +19,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import run
+from benchmarks.soak.soak import tiny
+from tests.small import d4rl_file
 from utils.errors import UserError
 from utils.runs import checkpoint
+from utils.runs.checkpoint import Owner
 
 
 def state() -> dict[str, Any]:
     return {"agent": {"flat": torch.arange(6.0).view(3, 2), "step": 5, "name": "x"}, "acting": torch.ones(3, 4).byte()}
+
+
+def owned(seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """A state as `save_run` writes it."""
+    owner = {"algo": "bc", "env_name": "hopper-medium-v2", "seed": seed}
+    return {**state(), "format": checkpoint.FORMAT, "owner": owner, "logs": {}, **changes}
+
+
+def owners(folders: list[Path]) -> list[Owner]:
+    return [Owner("bc", "hopper-medium-v2", int(folder.name.removeprefix("seed_"))) for folder in folders]
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -44,14 +59,14 @@ def test_split_and_join_are_inverse() -> None:
 
 
 def test_what_is_saved_comes_back_and_nothing_else_is_left(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "checkpoint.pt", state())
-    assert equal(checkpoint.load(tmp_path / "checkpoint.pt"), state())
+    checkpoint.save(tmp_path / "checkpoint.pt", owned())
+    assert equal(checkpoint.load(tmp_path / "checkpoint.pt"), owned())
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, state())
+    checkpoint.save(path, owned())
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -59,7 +74,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         checkpoint.save(path, {"agent": {}, "other": 1})
-    assert equal(checkpoint.load(path), state()) and os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert equal(checkpoint.load(path), owned()) and os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
 class Hostile:
@@ -121,12 +136,14 @@ def seeds(base: Path, number: int = 3) -> list[Path]:
 
 
 def save_at(folders: list[Path], step: int) -> None:
-    checkpoint.save_run(folders, {"agent": Counter(step, len(folders))}, [{"metrics.csv": step}] * len(folders))
+    checkpoint.save_run(
+        folders, {"agent": Counter(step, len(folders))}, [{"metrics.csv": step}] * len(folders), owners(folders)
+    )
 
 
 def continued(folders: list[Path]) -> int | None:
     """The step that a run goes on from; None where it begins."""
-    states = checkpoint.load_newest_common(folders)
+    states = checkpoint.load_newest_common(folders, owners(folders))
     if states is None:
         return None
     agent = Counter(seeds=len(folders))
@@ -158,6 +175,7 @@ def killed_at(number: int, function: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_kill_at_any_write_of_a_checkpoint_costs_no_more_than_it(tmp_path: Path, before: int) -> None:
     """Three seeds; `before` checkpoints were written. Then every seed goes on from one step, old or new."""
@@ -188,7 +206,7 @@ def test_a_kill_while_going_back_costs_nothing(tmp_path: Path) -> None:
         damage(folders[1] / "checkpoint.pt")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            killed = killed_at(kills + 1, lambda folders=folders: checkpoint.load_newest_common(folders))  # type: ignore[misc]
+            killed = killed_at(kills + 1, lambda folders=folders: continued(folders))  # type: ignore[misc]
             assert continued(folders) == 10
         if not killed:
             break
@@ -196,10 +214,10 @@ def test_a_kill_while_going_back_costs_nothing(tmp_path: Path) -> None:
     assert kills >= 6
 
 
-def damage(path: Path, at: float = 0.5) -> None:
-    """One other bit, at a share of the file's length."""
+def damage(path: Path) -> None:
+    """One other bit."""
     content = bytearray(path.read_bytes())
-    content[int(at * (len(content) - 1))] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
 
 
@@ -235,7 +253,7 @@ def test_seeds_of_different_runs_are_not_mixed(tmp_path: Path) -> None:
 def test_another_agents_checkpoint_is_one_line(tmp_path: Path) -> None:
     folders = seeds(tmp_path)
     save_at(folders, 10)
-    states = checkpoint.load_newest_common(folders)
+    states = checkpoint.load_newest_common(folders, owners(folders))
     for part in ("runner", "agent"):
         broken = Counter(seeds=2 if part == "agent" else 3)
         broken.load_state_dict = lambda saved: saved["nothing"]  # type: ignore[method-assign]
@@ -244,31 +262,100 @@ def test_another_agents_checkpoint_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+# --- Whose it is, and of which format -------------------------------------------------------------------------------
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    folders = seeds(tmp_path, 2)
+    save_at(folders, 10)
+    content = (folders[1] / "checkpoint.pt").read_bytes()
+    (folders[0] / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"seed_0/checkpoint.pt is of another run \(bc on hopper-medium-v2, seed 1\)"):
+        continued(folders)
+    with pytest.raises(UserError, match=r"is of another run .*, not of cql on hopper-medium-v2, seed 1"):
+        checkpoint.load_newest_common(folders[1:], [Owner("cql", "hopper-medium-v2", 1)])
+    with pytest.raises(UserError, match=r"is of another run .*, not of bc on walker2d-medium-v2, seed 1"):
+        checkpoint.load_newest_common(folders[1:], [Owner("bc", "walker2d-medium-v2", 1)])
+
+
+def test_other_formats_are_refused_in_one_line(tmp_path: Path) -> None:
+    """What earlier versions wrote, what nobody's version writes, and a file without checksums."""
+    (folder,) = seeds(tmp_path, 1)
+    for content, message in (
+        (state(), r"was written by another version of this project \(format 1, here 2\); .*--overwrite"),
+        (owned(format=3), r"another version of this project \(format 3, here 2\)"),
+        (owned(owner=None), "is not a checkpoint of this project"),
+        (owned(owner={"algo": "bc"}), "is not a checkpoint of this project"),
+        (owned(agent=torch.ones(1)), "is not a checkpoint of this project"),
+    ):
+        checkpoint.save(folder / "checkpoint.pt", content)
+        with pytest.raises(UserError, match=message) as caught:
+            continued([folder])
+        assert "\n" not in str(caught.value)
+    torch.save(owned(), folder / "checkpoint.pt")
+    assert equal(checkpoint.load_weights(folder / "checkpoint.pt"), owned())
+    with pytest.raises(UserError, match=r"has lost the SHA-256 that it was written with"):
+        continued([folder])
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
 def test_the_seal_is_the_archives_comment_and_pytorch_reads_on(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "a.pt", state())
-    assert equal(torch.load(tmp_path / "a.pt", weights_only=True), state())
+    checkpoint.save(tmp_path / "a.pt", owned())
+    assert equal(torch.load(tmp_path / "a.pt", weights_only=True), owned())
     content = (tmp_path / "a.pt").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         assert archive.testzip() is None
         assert archive.comment == b"sha256:" + hashlib.sha256(content[: -len(archive.comment)]).hexdigest().encode()
-    torch.save(state(), tmp_path / "plain.pt")  # as earlier versions wrote them
-    assert equal(checkpoint.load(tmp_path / "plain.pt"), state())
 
 
-SEALED = checkpoint._sealed(state())
+def test_a_bit_that_the_archives_own_checksums_miss(tmp_path: Path) -> None:
+    """Why there is a seal: with the folder bit of a record's entry set, PyTorch reads what was in memory."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, owned())
+    content = bytearray(path.read_bytes())
+    listed = content.index(b"PK\x01\x02", content.rindex(b"PK\x03\x04"))
+    entry = content.rindex(b"PK\x01\x02", listed, content.index(b"archive/data/0", listed))
+    content[entry + 38] |= 0x10
+    path.write_bytes(bytes(content))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load(path)
+
+
+SEALED = checkpoint._sealed(owned())
+
+
+def survives(content: bytes, path: Path, original: Any) -> bool:
+    """Whether a file with this content loads, as what it was; if not, that is an error of one line."""
+    path.write_bytes(content)
+    try:
+        assert equal(checkpoint.load(path), original)
+        return True
+    except UserError as error:
+        assert "\n" not in str(error)
+        return False
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, len(SEALED) - 1), st.integers(1, 255), st.booleans())
 def test_no_damage_goes_unnoticed(place: int, change: int, cut: bool) -> None:
-    """Any byte changed, or the file cut anywhere: an error of one line, or the content is what it was."""
+    """Any byte changed, or the file cut anywhere."""
     content = SEALED[:place] if cut else SEALED[:place] + bytes([SEALED[place] ^ change]) + SEALED[place + 1 :]
     path = Path(tempfile.gettempdir()) / f"damage-{os.getpid()}.pt"
-    path.write_bytes(content)
-    try:
-        assert equal(checkpoint.load(path), state())
-        assert place >= len(SEALED) - 71  # only the seal itself was hurt
-    except UserError as error:
-        assert "\n" not in str(error)
-    finally:
-        path.unlink()
+    assert not survives(content, path, owned())
+    path.unlink()
+
+
+def test_300_flipped_bits_of_a_runs_checkpoint(tmp_path: Path) -> None:
+    data = d4rl_file(tmp_path / "hopper.hdf5")
+    assert run.main(tiny("diffcps", "0", str(data), tmp_path / "runs")) == 0
+    (path,) = tmp_path.rglob("checkpoint.pt")
+    whole, original, chance = path.read_bytes(), checkpoint.load(path), random.Random(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        content[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        assert not survives(bytes(content), path, original)
+    assert survives(whole, path, original)

@@ -8,7 +8,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+from tests.runs.test_full_disk import files_end_at
 from utils.runs.log import CsvFile, SeedLog
+from utils.runs.reading import read_metrics
 
 SETTINGS = {"tau": 0.005, "lr_decay": False, "reward_tune": "no", "batch_size": 256, "top_k": None}
 
@@ -62,3 +64,22 @@ def test_a_file_keeps_the_header_that_it_has(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_bytes() == b"step,loss\r\n1,2\r\n2,3\r\n"
     with pytest.raises(ValueError, match="closed"):
         file.rows([{"step": 3}])
+
+
+def test_a_disk_that_refuses_events_costs_one_warning_and_no_row(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The CSV files are the record. Here no file of the process may grow beyond 4 kB, and events are the first."""
+    with (
+        files_end_at(4000),
+        pytest.warns(UserWarning, match=r"no more TensorBoard events of .*: .*File too large") as seen,
+    ):
+        written = SeedLog(tmp_path, ("critic_loss",), 0, SETTINGS)
+        for now in range(1, 101):
+            written.metrics(now, {"critic_loss": now / 8}, 100.0)
+        lengths = written.sync()
+        written.close()
+    assert len(seen) == 1 and "\n" not in str(seen[0].message)
+    assert len(read_metrics(tmp_path / "metrics.csv")["step"]) == 100
+    assert lengths["metrics.csv"] == (tmp_path / "metrics.csv").stat().st_size < 4000
+    assert capfd.readouterr().err == ""

@@ -39,6 +39,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 # --- SIGKILL --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["0", "0-2"])
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_killed_at_random_moments_it_is_the_run_that_was_not(algo: str, seeds: str, tmp_path: Path, data: str) -> None:
@@ -72,6 +73,7 @@ def test_a_difference_is_seen(tmp_path: Path, data: str) -> None:
     assert "networks.actor" in str(difference(one, other))
 
 
+@pytest.mark.slow
 def test_the_soak_counts_what_it_does_and_notices_a_run_that_came_out_otherwise(tmp_path: Path, data: str) -> None:
     soak = Soak(tmp_path, {"plain": data}, seed=1)
     assert forked.finish(tiny("bc", "0", data, tmp_path / "first"))[0] == 0  # what follows is timed: no first run

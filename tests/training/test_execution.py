@@ -52,6 +52,7 @@ def test_choice_of_mode() -> None:
         choose_mode("fast", cpu, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["diffcps", "dtql"])  # the losses of the others are made of the same parts
 def test_compiled_equals_eager(algo: str) -> None:
     short = {"diffusion_steps": 2} if algo == "diffcps" else {}  # a shorter chain compiles faster
@@ -71,6 +72,7 @@ def test_compiled_equals_eager(algo: str) -> None:
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_actions_equal_the_agents_for_any_number_of_states() -> None:
     run = make_runner("eager", [0, 3], diffusion_steps=2, action_candidates=4)
     states, active = torch.randn(2, 6, 11), torch.tensor([[True] * 6, [True, False] * 3])
@@ -291,6 +293,7 @@ def replayed_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("replayed_eagerly")
 @pytest.mark.parametrize("algo", list(AGENTS))
 @pytest.mark.parametrize("start", ["first", "7", "ema"])
@@ -388,6 +391,7 @@ def test_nothing_captured_waits_for_the_device(algo: str) -> None:
     assert not seen & (waiting | {"repeat_interleave.Tensor"})
 
 
+@pytest.mark.slow
 def test_many_agents_can_be_compiled_one_after_the_other() -> None:
     """More than the eight forms of one function that PyTorch keeps."""
     compiled = 0

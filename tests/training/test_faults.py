@@ -19,6 +19,7 @@ from benchmarks.soak.soak import difference, tiny
 from tests.small import d4rl_file
 from tests.training.test_execution import runner
 from utils.report.__main__ import main as report
+from utils.runs import checkpoint
 from utils.runs.checkpoint import split
 from utils.runs.summary import summary_table
 from utils.training.faults import Watch, value_bound
@@ -209,15 +210,21 @@ def test_values_that_run_away_are_in_the_log_once_and_counted(
     assert "2 of 2 seeds had Q values that ran away (seed 0, 1)" in tables
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_flags_and_continues(tmp_path: Path, data: str) -> None:
-    whole, old = tmp_path / "whole", tmp_path / "old"
-    assert run.main(tiny("bc", "0", data, whole)) == 0
-    assert run.main(tiny("bc", "0", data, old, "--num_epochs", "1")) == 0
-    (path,) = old.rglob("checkpoint.pt")
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(tiny("bc", "0", data, tmp_path, "--num_epochs", "1")) == 0
+    (path,) = tmp_path.rglob("checkpoint.pt")
     state = torch.load(path, weights_only=True)
-    torch.save({name: part for name, part in state.items() if name != "watch"}, path)  # and it has no checksum
-    assert run.main(tiny("bc", "0", data, old, "--resume")) == 0
-    assert difference(whole, old) is None
+    for name in ("format", "owner"):
+        state.pop(name)
+    checkpoint.save(path, state)
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert run.main(tiny("bc", "0", data, tmp_path, "--resume")) == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line and "was written by another version of this project" in line and "--overwrite" in line
+    assert path.read_bytes() == before
 
 
 def test_rewards_that_overflow_stop_seeds_and_resuming_changes_nothing(tmp_path: Path) -> None:

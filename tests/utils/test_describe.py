@@ -8,8 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from utils import describe
-from utils.data import tasks
+from utils import describe, tasks
 from utils.data.rows import Rows, read_rows
 
 HOPPER = "hopper-medium-v2"

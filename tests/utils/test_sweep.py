@@ -124,6 +124,7 @@ def start_script(tmp_path: Path) -> subprocess.Popen[str]:
                             stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_saves_and_leaves_everything_resumable(tmp_path, number):
     process = start_script(tmp_path)
@@ -138,6 +139,7 @@ def test_interrupting_saves_and_leaves_everything_resumable(tmp_path, number):
     assert numbers(tmp_path / "a") == list(range(1, reached + 3))
 
 
+@pytest.mark.slow
 def test_a_run_does_not_outlive_its_sweep(tmp_path):
     process = start_script(tmp_path)
     wait_for(lambda: len(numbers(tmp_path / "a")) > 3)
@@ -157,6 +159,7 @@ def test_a_run_does_not_outlive_its_sweep(tmp_path):
     assert len(numbers(tmp_path / "a")) < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
 def test_an_address_where_nothing_listens_is_one_line(tmp_path, address):
     pytest.importorskip("ray", reason="ray is not installed")
@@ -164,6 +167,7 @@ def test_an_address_where_nothing_listens_is_one_line(tmp_path, address):
         run_jobs([job(tmp_path, "a", "1")], count, progress, ray=address)
 
 
+@pytest.mark.slow
 def test_on_two_ray_workers_with_one_killed_in_the_middle(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     jobs = [job(tmp_path, "victim", "40", "0.1"), job(tmp_path, "other", "10", "0.1")]
@@ -188,6 +192,7 @@ def test_on_two_ray_workers_with_one_killed_in_the_middle(tmp_path):
     assert "attempt 2" in (tmp_path / "victim" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_interrupting_on_ray_saves_and_asking_for_too_much_is_one_line(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,

@@ -2,7 +2,7 @@
 
     python -m utils.behaviour.collect --env hopper --policy utils/behaviour/hopper/medium.npz --episodes 100 --out FILE
 
-The file has D4RL's keys (``observations, actions, rewards, terminals, timeouts``), ``infos/behaviour`` (which of the
+The file has D4RL's keys (`observations, actions, rewards, terminals, timeouts`), `infos/behaviour` (which of the
 behaviours made a row), and as attributes what it is made of. Nothing in it depends on when or where it was written:
 on one installation the same seed gives the same bytes.
 """
@@ -10,12 +10,15 @@ on one installation the same seed gives the same bytes.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import glob
 import hashlib
 import io
 import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,56 +29,39 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from utils import tasks
 from utils.behaviour.policies import NoisyPolicy, Policy, load_policy
-from utils.data import tasks
+from utils.data.rows import Rows, episode_ends, episode_returns
 from utils.environments import make_lockstep
 from utils.environments.lockstep import LockstepEnvs
 from utils.errors import UserError
-
-__all__ = [
-    "Recording",
-    "collect_file",
-    "describe",
-    "join",
-    "read_attributes",
-    "record",
-    "streams_for",
-    "versions",
-    "write_hdf5",
-]
+from utils.files import atomic_write
 
 MAX_STREAMS = 10
 ROWS_PER_STREAM = 2_000
+STALE_S = 60.0
+"""How long a temporary file must lie untouched before it may be a killed process's."""
 DATA_LICENCE_NOTE = "Collected by this project's own behaviour policies; this is not the official D4RL file."
 
 
-@dataclass
-class Recording:
-    """N time steps as they happened, episode after episode; float32 and bool, as D4RL stores them.
+@dataclass(frozen=True)
+class Recording(Rows):
+    """Rows as they happened; timeouts mark the time limit and the cut at the end of a stream.
 
-    timeouts mark the time limit and the cut at the end of a stream; terminals what the environment ended.
-    ``cut`` [N] marks those timeouts that are cuts: their episodes count in no mean return.
+    `cut` [N] marks those timeouts that are cuts: their episodes count in no mean return.
     """
 
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminals: np.ndarray
     timeouts: np.ndarray
     cut: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-    def episode_returns(self) -> np.ndarray:
+    def whole_returns(self) -> np.ndarray:
         """Undiscounted returns [E] of the whole episodes."""
-        ends = np.flatnonzero(self.terminals | self.timeouts)
-        sums = np.cumsum(self.rewards, dtype=np.float64)[ends]
-        return np.diff(sums, prepend=0.0)[~self.cut[ends]]
+        ends = episode_ends(self, max_episode_steps=None)
+        return episode_returns(self, ends)[~self.cut[ends]]
 
 
 def streams_for(rows: int) -> int:
-    """How many environments collect ``rows`` rows: at least 2,000 rows each, so that cut episodes stay few."""
+    """How many environments collect `rows` rows: at least 2,000 rows each, so that cut episodes stay few."""
     return int(np.clip(rows // ROWS_PER_STREAM, 1, MAX_STREAMS))
 
 
@@ -91,21 +77,12 @@ def record(
 ) -> Recording:
     """Let a policy act, sampled or noisy as it is, in N environments at once.
 
-    Each environment is a stream of episodes with a generator of its own. The ``rows`` (or ``episodes``) are dealt to
+    Each environment is a stream of episodes with a generator of its own. The `rows` (or `episodes`) are dealt to
     the streams beforehand and a stream's last episode is cut at its share, so no episode is chosen by its length.
 
-    Args:
-        envs: the environments, any state.
-        seed: of everything random here.
-        rows, episodes: how much; one of them.
-        begin: called with (environment, its generator) when an episode has begun.
-        progress: a bar that is moved by a row each.
-
-    Returns:
-        The streams one after another.
-
-    Raises:
-        ValueError: neither or both of rows and episodes, or fewer than one.
+    `envs` may be in any state. How much is one of `rows` and `episodes`; everything random comes from `seed`; `begin`
+    is called with (environment, its generator) when an episode has begun; `progress` is a bar that moves by one per
+    row. Returns the streams one after another. ValueError for neither or both of rows and episodes, or fewer than one.
     """
     total = rows if episodes is None else episodes
     if (rows is None) == (episodes is None) or total is None or total < 1:
@@ -120,8 +97,9 @@ def record(
     running = quota > 0
     log: list[tuple[np.ndarray, ...]] = []
     states = envs.reset(rngs)
-    for row in range(count) if begin is not None else ():
-        begin(row, rngs[row])
+    if begin is not None:
+        for row in range(count):
+            begin(row, rngs[row])
     while running.any():
         actions = policy.act(states, noise).astype(np.float32)
         next_states, rewards, terminated, truncated = envs.step(actions, running)
@@ -142,7 +120,7 @@ def record(
         if progress is not None:
             progress.update(int(running.sum()))
         running = running & (done < quota)
-        for row in np.flatnonzero(over & running):
+        for row in np.flatnonzero(over & running).tolist():
             next_states[row] = envs.reset_one(row, rngs[row])
             if begin is not None:
                 begin(row, rngs[row])
@@ -159,7 +137,7 @@ def join(parts: Sequence[Recording]) -> Recording:
 
 def describe(env_name: str, name: str, policy: Policy, part: Recording) -> dict[str, Any]:
     """What the file says of one behaviour: its policy, rows, whole episodes, their mean return, raw and normalised."""
-    returns = part.episode_returns()
+    returns = part.whole_returns()
     mean = float(returns.mean()) if len(returns) else None
     return {
         "name": name,
@@ -174,7 +152,7 @@ def describe(env_name: str, name: str, policy: Policy, part: Recording) -> dict[
 def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attributes: dict[str, Any]) -> None:
     """Write recordings as one D4RL-format file, to a temporary name that is then renamed: whole, or not at all.
 
-    ``attributes`` are written as JSON texts under sorted names; there are no time stamps in the file. Raises UserError
+    `attributes` are written as JSON texts under sorted names; there are no time stamps in the file. Raises UserError
     where the disk refuses.
     """
     path = Path(path)
@@ -195,18 +173,34 @@ def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attribu
             file.create_dataset(name, data=column, compression="gzip", track_times=False)
         for name in sorted(attributes):
             file.attrs[name] = json.dumps(attributes[name], sort_keys=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as out:
-            out.write(content.getbuffer())
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
+        _remove_stale_parts(path)
+        atomic_write(path, content.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _remove_stale_parts(path: Path) -> None:
+    """Delete what killed processes left of their writing `path`: of no process here, and untouched for a while.
+
+    (Another machine that shares the folder may be writing: its process is not seen here, but its file is touched.)
+    """
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        pid = part.suffixes[-2][1:]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and time.time() - part.stat().st_mtime > STALE_S and not _is_alive(int(pid)):
+                part.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -223,15 +217,11 @@ def versions() -> dict[str, str]:
 
 # --- The command ---
 
-_BODIES = ("hopper", "halfcheetah", "walker2d")
+_BODIES = tuple(dict.fromkeys(task.world for task in tasks.TASKS.values() if task.domain == "locomotion"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Collect as the command line says.
-
-    Raises:
-        UserError: a setting, the policy file or the output cannot be used.
-    """
+    """Collect as the command line says; UserError where a setting, the policy file or the output cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m utils.behaviour.collect", description=__doc__.splitlines()[0])
     parser.add_argument("--env", required=True, help=f"{', '.join(_BODIES)}, or a D4RL id such as antmaze-umaze-v0")
     parser.add_argument("--policy", required=True, help="linear or network .npz, or a stable-baselines3 .zip")
@@ -262,9 +252,8 @@ def collect_file(
 ) -> dict[str, Any]:
     """Collect with one policy file; returns the attributes written.
 
-    Raises:
-        UserError: an unknown environment, a policy file that is unsound or of other sizes, an amount below 1, a
-            negative noise or seed, an output that exists.
+    UserError for an unknown environment, a policy file that is unsound or of other sizes, an amount below 1, a negative
+    noise or seed, or an output that exists.
     """
     env_name = f"{env}-medium-v2" if env in _BODIES else tasks.task(env).env_name
     amount = transitions if episodes is None else episodes
@@ -290,7 +279,7 @@ def collect_file(
     with tqdm(total=transitions, desc=f"collect {env}", unit=" rows", disable=not progress) as bar:
         part = record(envs, policy, np.random.SeedSequence(seed), rows=transitions, episodes=episodes, progress=bar)
     envs.close()
-    attributes = {
+    attributes: dict[str, Any] = {
         "source": "utils.behaviour.collect",
         "description": DATA_LICENCE_NOTE,
         "env_name": env,

@@ -21,8 +21,6 @@ from utils.behaviour.policies import NetworkPolicy, Policy
 from utils.environments.antmaze import AntMazeEnv
 from utils.environments.lockstep import LockstepEnvs
 
-__all__ = ["Gait", "GaitSettings", "clone", "cross_entropy_method", "gait_actions", "open_envs", "walk"]
-
 LEG_ANGLES = np.deg2rad([45.0, 135.0, 225.0, 315.0])
 """Where legs 1 to 4 point, from the torso's x axis."""
 LEG_PHASES = np.array([0.0, np.pi, 0.0, np.pi])
@@ -83,7 +81,7 @@ def open_envs(num_envs: int) -> LockstepEnvs:
     """Ants on open ground, at AntMaze's start; nothing ends their walk but 1,000 steps."""
     spec = EnvSpec(
         "diffcps/OpenAnt-v0",
-        entry_point=_OpenAnt,
+        entry_point=_OpenAnt,  # type: ignore[arg-type]  # called with the kwargs below
         max_episode_steps=1000,
         disable_env_checker=True,
         kwargs={"maze": "umaze", "goal_every_reset": False},
@@ -92,7 +90,7 @@ def open_envs(num_envs: int) -> LockstepEnvs:
 
 
 def gait_actions(numbers: np.ndarray, phases: np.ndarray, directions: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Actions [N, 8] of gaits [N, 10] (in ``Gait``'s order) at phases [N] towards angles [N] of the world."""
+    """Actions [N, 8] of gaits [N, 10] (in `Gait`'s order) at phases [N] towards angles [N] of the world."""
     columns = dict(zip([f.name for f in fields(Gait)], numbers.T[:, :, None], strict=True))
     ahead = (directions - yaw(states))[:, None] - LEG_ANGLES  # the way, seen from each leg [N, 4]
     phase = phases[:, None] + LEG_PHASES
@@ -129,7 +127,7 @@ def walk(
 ) -> Walk:
     """Walk every ant in a random direction, with gaits [N, 10] or with a policy of features.
 
-    With ``turn_every`` an ant takes a new direction with that mean number of steps between.
+    With `turn_every` an ant takes a new direction with that mean number of steps between.
     """
     count = envs.num_envs
     states = envs.reset([rng] * count)
@@ -176,7 +174,7 @@ def cross_entropy_method(settings: GaitSettings, rng: np.random.Generator, progr
 
 
 def clone(gait: np.ndarray, settings: GaitSettings, rng: np.random.Generator, progress: bool = True) -> NetworkPolicy:
-    """A network from ``gait_features`` to the gait's actions, learnt from walks with turns and action noise."""
+    """A network from `gait_features` to the gait's actions, learnt from walks with turns and action noise."""
     s = settings
     envs = open_envs(50)
     features, labels = [], []

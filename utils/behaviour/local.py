@@ -1,7 +1,7 @@
-"""``--dataset local``: sets in D4RL's format, collected on this machine by the behaviour policies of `utils/behaviour`.
+"""`--dataset local`: sets in D4RL's format, collected on this machine by the behaviour policies of `utils/behaviour`.
 
 For a reader without D4RL's files. A local set is called so everywhere: in its file's name and attributes and in
-``Dataset.source``. Scores on it are not comparable with scores on D4RL's own files.
+`Dataset.source`. Scores on it are not comparable with scores on D4RL's own files.
 
 - *medium*: one policy of a third to a half of the expert's normalised score; *medium-expert*: half of the rows by it,
   half by the best policy; *medium-replay*: equal parts by uniformly random actions, the snapshots of the search on the
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from utils import tasks
 from utils.behaviour.collect import (
     DATA_LICENCE_NOTE,
     Recording,
@@ -34,12 +34,11 @@ from utils.behaviour.collect import (
 )
 from utils.behaviour.navigation import Navigator, maze_envs
 from utils.behaviour.policies import LinearPolicy, NoisyPolicy, Policy, UniformPolicy, load_policy
-from utils.data import d4rl, tasks
+from utils.data import d4rl
 from utils.data.dataset import Dataset
 from utils.environments import make_lockstep
+from utils.environments.antmaze import MAZES
 from utils.errors import UserError
-
-__all__ = ["REPLAY_SNAPSHOTS", "as_behaviour", "behaviour_folder", "cache_folder", "ids", "load", "local_file"]
 
 DEFAULT_SIZE = 100_000
 MIN_SIZE = 100
@@ -54,13 +53,17 @@ _MIXTURES: dict[str, tuple[str, ...]] = {
     "medium-replay": ("random", *(f"replay_{k + 1}" for k in range(REPLAY_SNAPSHOTS)), "medium"),
     "medium-expert": ("medium", "expert"),
 }
-_LOCOMOTION = re.compile(rf"(hopper|halfcheetah|walker2d)-({'|'.join(_MIXTURES)})-v2")
-_ANTMAZE = re.compile(r"antmaze-(umaze|medium|large)-?(play|diverse|)-v[02]")
 
 
 def ids() -> tuple[str, ...]:
-    """The ids that can be collected: the paper's tasks."""
-    return tuple(name for name in tasks.ids() if _LOCOMOTION.fullmatch(name) or _ANTMAZE.fullmatch(name))
+    """The ids that can be collected: the paper's tasks, AntMaze in both versions."""
+    return tuple(name for name, task in tasks.TASKS.items() if _can_be_collected(task))
+
+
+def _can_be_collected(task: tasks.Task) -> bool:
+    if task.domain == "locomotion":
+        return task.behaviour in _MIXTURES
+    return task.domain == "antmaze" and task.world in MAZES and task.version != "v1"
 
 
 def behaviour_folder() -> Path:
@@ -69,7 +72,7 @@ def behaviour_folder() -> Path:
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """``cache_dir``, else $DIFFCPS_LOCAL_DIR, else ~/.cache/diffcps/local."""
+    """`cache_dir`, else $DIFFCPS_LOCAL_DIR, else ~/.cache/diffcps/local."""
     folder = cache_dir or os.environ.get("DIFFCPS_LOCAL_DIR") or Path.home() / ".cache" / "diffcps" / "local"
     return Path(folder).expanduser()
 
@@ -90,16 +93,10 @@ def load(
 ) -> Dataset:
     """The local set of a task: collected on first use, then read from the cache.
 
-    Args:
-        env_name: one of `ids()`.
-        size: rows of the file. It gives slightly fewer transitions, as D4RL's: a row that ends by a time limit has no
-            successor.
-        seed: of everything random in the collection; the same seed gives the same file on one installation.
-        cache_dir: see `cache_folder`.
-        progress: whether to show a bar while collecting.
-
-    Raises:
-        UserError: a task that cannot be collected, a size below 100, a negative seed, a cache that cannot be written.
+    env_name is one of `ids()`; size counts the rows of the file, which give slightly fewer transitions, as D4RL's do: a
+    row that ends by a time limit has no successor; seed is of everything random in the collection, and gives the same
+    file every time on one installation; cache_dir: see `cache_folder`; progress: whether to show a bar.
+    UserError for a task that cannot be collected, a size below 100, a negative seed, a cache that cannot be written.
     """
     path = local_file(env_name, size, seed, cache_dir)
     plan = _plan(env_name)
@@ -145,32 +142,35 @@ def _shipped(file: Path) -> Path:
 
 def _plan(env_name: str) -> _Plan:
     """Raises UserError for a task that cannot be collected."""
-    if match := _LOCOMOTION.fullmatch(env_name):
-        folder = behaviour_folder() / match[1]
-        files = {name: None if name == "random" else folder / f"{name}.npz" for name in _MIXTURES[match[2]]}
+    if env_name not in ids():
+        raise UserError(f"no local data for {env_name!r}; --dataset local knows {', '.join(ids())}")
+    task = tasks.task(env_name)
+    if task.domain == "antmaze":
+        return _antmaze_plan(task)
+    folder = behaviour_folder() / task.world
+    files = {name: None if name == "random" else folder / f"{name}.npz" for name in _MIXTURES[task.behaviour]}
 
-        def locomotion(
-            file: Path | None, rows: int, seed: np.random.SeedSequence, bar: tqdm
-        ) -> tuple[Policy, Recording]:
-            envs = make_lockstep(env_name, streams_for(rows))
-            policy = UniformPolicy(envs.action_dim) if file is None else as_behaviour(load_policy(file))
-            part = record(envs, policy, seed, rows=rows, progress=bar)
-            envs.close()
-            return policy, part
+    def locomotion(file: Path | None, rows: int, seed: np.random.SeedSequence, bar: tqdm) -> tuple[Policy, Recording]:
+        envs = make_lockstep(env_name, streams_for(rows))
+        policy: Policy = UniformPolicy(envs.action_dim) if file is None else as_behaviour(load_policy(file))
+        part = record(envs, policy, seed, rows=rows, progress=bar)
+        envs.close()
+        return policy, part
 
-        return _Plan(env_name, files, locomotion)
-    if match := _ANTMAZE.fullmatch(env_name):
-        maze, style = match[1], match[2]
+    return _Plan(env_name, files, locomotion)
 
-        def antmaze(file: Path | None, rows: int, seed: np.random.SeedSequence, bar: tqdm) -> tuple[Policy, Recording]:
-            envs = maze_envs(maze, style, streams_for(rows))
-            navigator = Navigator(maze, style, load_policy(file), envs.num_envs)
-            part = record(envs, navigator, seed, rows=rows, begin=navigator.begin, progress=bar)
-            envs.close()
-            return navigator, part
 
-        return _Plan(env_name, {"navigator": behaviour_folder() / "ant" / "gait.npz"}, antmaze)
-    raise UserError(f"no local data for {env_name!r}; --dataset local knows {', '.join(ids())}")
+def _antmaze_plan(task: tasks.Task) -> _Plan:
+    gait = behaviour_folder() / "ant" / "gait.npz"
+
+    def antmaze(_: Path | None, rows: int, seed: np.random.SeedSequence, bar: tqdm) -> tuple[Policy, Recording]:
+        envs = maze_envs(task.world, task.behaviour, streams_for(rows))
+        navigator = Navigator(task.world, task.behaviour, load_policy(gait), envs.num_envs)
+        part = record(envs, navigator, seed, rows=rows, begin=navigator.begin, progress=bar)
+        envs.close()
+        return navigator, part
+
+    return _Plan(task.env_name, {"navigator": gait}, antmaze)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """AntMaze's behaviour: a goal-directed gait under a shortest-path planner, as D4RL collected its AntMaze sets.
 
-D4RL (`scripts/generation/generate_ant_maze_datasets.py`, `d4rl/locomotion/maze_env.py`) draws a goal an episode,
+D4RL (`scripts/generation/generate_ant_maze_datasets.py`, `d4rl/locomotion/maze_env.py`) draws a goal per episode,
 plans over the maze's cells, points a low-level policy towards the next waypoint, and adds noise of 0.2 to its
 actions. Which cells may be starts and goals makes the sets: the plain umaze starts at the start cell and goes to the
 goal cell; *play* starts in any cell that is no goal and goes to one of a few hand-picked cells; *diverse* starts and
@@ -8,7 +8,7 @@ goes anywhere.
 
 Two things are not D4RL's. Rewards are relabelled by one goal for a whole set, as there, but by the mean of D4RL's
 draws, not by one draw: a set of a tenth of D4RL's size would stand or fall by it. And an episode ends at the
-relabelling goal, as in evaluation; D4RL's go on to the time limit, with a terminal a row while the ant stays there.
+relabelling goal, as in evaluation; D4RL's go on to the time limit, with a terminal per row while the ant stays there.
 At any other goal the ant stays to the time limit, as there.
 """
 
@@ -24,19 +24,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from utils.behaviour.policies import Policy
-from utils.environments.antmaze import CELL, MAX_STEPS, MAZES, AntMazeEnv, cell_center
+from utils.environments.antmaze import CELL, MAZES, AntMazeEnv, cell_center
 from utils.environments.lockstep import LockstepEnvs
-
-__all__ = [
-    "ACTION_NOISE",
-    "Navigator",
-    "Planner",
-    "gait_features",
-    "goal_cells",
-    "maze_envs",
-    "reward_goal",
-    "start_cells",
-]
+from utils.tasks import MAZE_STEPS
 
 ACTION_NOISE = 0.2
 PLAY_GOALS: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -71,8 +61,8 @@ def start_cells(maze: str, style: str) -> list[Cell]:
 
 
 def draw_goal(maze: str, cells: Sequence[Cell], rng: np.random.Generator) -> np.ndarray:
-    """A goal [2] in one of the cells: centre + U(0, 1) + U(0, 0.5) an axis, not below 0, as D4RL draws it."""
-    center = cell_center(maze, *cells[rng.integers(len(cells))])
+    """A goal [2] in one of the cells: centre + U(0, 1) + U(0, 0.5) per axis, not below 0, as D4RL draws it."""
+    center = cell_center(maze, *cells[int(rng.integers(len(cells)))])
     return np.maximum(center + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2), 0.0)
 
 
@@ -96,7 +86,7 @@ class _CollectionMaze(AntMazeEnv):
             return observation
         cell = self._starts[self.np_random.integers(len(self._starts))]
         qpos, qvel = observation[:15].copy(), observation[15:].copy()
-        # D4RL's reset location: centre + U(0, 1) an axis, not below 0
+        # D4RL's reset location: centre + U(0, 1) per axis, not below 0
         qpos[:2] = np.maximum(cell_center(self.maze, *cell) + self.np_random.uniform(0, 1, 2), 0.0)
         self.set_state(qpos, qvel)
         return self._get_obs()
@@ -106,8 +96,8 @@ def maze_envs(maze: str, style: str, num_envs: int) -> LockstepEnvs:
     """Environments to collect in; rewards, and the end of an episode, are those of `reward_goal`."""
     spec = EnvSpec(
         "diffcps/AntMazeCollection-v0",
-        entry_point=_CollectionMaze,
-        max_episode_steps=MAX_STEPS[maze],
+        entry_point=_CollectionMaze,  # type: ignore[arg-type]  # called with the kwargs below
+        max_episode_steps=MAZE_STEPS[maze],
         disable_env_checker=True,
         kwargs={"maze": maze, "starts": start_cells(maze, style), "goal": reward_goal(maze).tolist()},
     )
@@ -148,7 +138,7 @@ class Planner:
         return np.minimum(cells, np.array(self.shape) - 1)
 
     def waypoints(self, positions: np.ndarray, goals: np.ndarray, offsets: np.ndarray | float) -> np.ndarray:
-        """Where to aim now [N, 2]: ``offsets`` off the next cell's centre; the goal itself where that is its cell.
+        """Where to aim now [N, 2]: `offsets` off the next cell's centre; the goal itself where that is its cell.
 
         Also the goal itself from within walls that have no free neighbour, where D4RL stops with an error.
         """
@@ -192,7 +182,7 @@ def yaw(states: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Navigator:
-    """The whole AntMaze behaviour for N environments: goals an episode, waypoints, gait, noise.
+    """The whole AntMaze behaviour for N environments: a goal per episode, waypoints, gait, noise.
 
     A function of the state and the episode's goal: it has no phase or other memory.
     """
@@ -213,7 +203,7 @@ class Navigator:
         return {**self.gait.info, "action_noise": self.noise, "maze": self.maze, "style": self.style or "single"}
 
     def begin(self, row: int, rng: np.random.Generator) -> None:
-        """An episode has begun in environment ``row``: draw its goal."""
+        """An episode has begun in environment `row`: draw its goal."""
         self.goals[row] = draw_goal(self.maze, goal_cells(self.maze, self.style), rng)
 
     def act(self, states: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:

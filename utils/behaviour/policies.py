@@ -1,17 +1,18 @@
 """Behaviour policies: small files of weights, and their forward pass in plain NumPy.
 
-A policy file is a ``.npz`` whose arrays are, by ``kind``:
+A policy file is a `.npz` whose arrays are, by `kind`:
 
-- ``linear``: ``weight [A, S]``, ``mean [S]``, ``std [S]``: a = clip(W (s - mean) / std, -1, 1);
-- ``network``: ``weight_0 [H, S], bias_0 [H], ...``: relu between the layers, tanh after the last. With
-  ``log_std_weight [A, H]`` and ``log_std_bias [A]`` it is the tanh-Gaussian policy of soft actor-critic.
+- `linear`: `weight [A, S]`, `mean [S]`, `std [S]`: a = clip(W (s - mean) / std, -1, 1);
+- `network`: `weight_0 [H, S], bias_0 [H], ...`: relu between the layers, tanh after the last. With
+  `log_std_weight [A, H]` and `log_std_bias [A]` it is the tanh-Gaussian policy of soft actor-critic.
 
-``info`` holds a JSON text with what is known of the policy (environment, search, environment steps, return).
+`info` holds a JSON text with what is known of the policy (environment, search, environment steps, return).
 Weights are computed in float64, so a file in float16 gives the same actions on every call and batch of one machine.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -22,17 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from utils.errors import UserError
-
-__all__ = [
-    "LinearPolicy",
-    "NetworkPolicy",
-    "NoisyPolicy",
-    "Policy",
-    "StableBaselines3Policy",
-    "UniformPolicy",
-    "load_policy",
-    "save_policy",
-]
+from utils.files import atomic_write
 
 LOG_STD_RANGE = (-20.0, 2.0)
 """Where soft actor-critic keeps the logarithm of its standard deviation (D4RL's rlkit: the same)."""
@@ -48,19 +39,22 @@ _STABLE_BASELINES3 = {
 class Policy(Protocol):
     """What collecting needs of a policy."""
 
-    info: dict[str, Any]
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the policy, as plain values."""
+        ...
 
     def act(self, states: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """States [N, S] -> actions [N, A] in [-1, 1].
 
-        With ``rng`` a policy that is a distribution is sampled; one that is a function gives the same as without.
+        With `rng` a policy that is a distribution is sampled; one that is a function gives the same as without.
         """
         ...
 
 
 @dataclass
 class UniformPolicy:
-    """D4RL's *random*: uniform actions in the box [-1, 1]^A; without ``rng`` their mean, zero."""
+    """D4RL's *random*: uniform actions in the box [-1, 1]^A; without `rng` their mean, zero."""
 
     action_dim: int
     info: dict[str, Any] = field(default_factory=lambda: {"kind": "uniform"})
@@ -150,12 +144,9 @@ class StableBaselines3Policy:
     """A policy that stable-baselines3 saved (SAC, TD3, DDPG, PPO or A2C with a box of actions)."""
 
     def __init__(self, path: Path) -> None:
-        """Load a ``.zip`` of stable-baselines3.
+        """Load a `.zip` of stable-baselines3, which may hold pickled Python: load only files that you trust.
 
-        Such a file may hold pickled Python: load only files that you trust.
-
-        Raises:
-            UserError: the package is missing, or the file is none of its, or has another kind of actions.
+        UserError where the package is missing, or the file is none of its, or has another kind of actions.
         """
         try:
             import stable_baselines3
@@ -198,23 +189,21 @@ def _stable_baselines3_algorithm(path: Path) -> tuple[str, bool]:
 
 
 def save_policy(path: str | os.PathLike[str], policy: LinearPolicy | NetworkPolicy, dtype: type = np.float16) -> None:
-    """Write a policy file, atomically; ``dtype`` is that of the weights."""
+    """Write a policy file, atomically; `dtype` is that of the weights."""
     path = Path(path)
     kind = "linear" if isinstance(policy, LinearPolicy) else "network"
-    arrays = {name: np.asarray(array, dtype) for name, array in policy.arrays().items()}
+    arrays: dict[str, Any] = {name: np.asarray(array, dtype) for name, array in policy.arrays().items()}
     info = json.dumps(policy.info, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, kind=np.array(kind), info=np.array(info), **arrays)
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    np.savez_compressed(content, kind=np.array(kind), info=np.array(info), **arrays)
+    atomic_write(path, content.getbuffer())
 
 
 def load_policy(path: str | os.PathLike[str]) -> LinearPolicy | NetworkPolicy | StableBaselines3Policy:
-    """Read a linear or network ``.npz``, or a ``.zip`` of stable-baselines3.
+    """Read a linear or network `.npz`, or a `.zip` of stable-baselines3.
 
-    Raises:
-        UserError: the file is missing, is no policy file, or its layers do not fit together.
+    UserError where the file is missing, is no policy file, or its layers do not fit together.
     """
     path = Path(path).expanduser()
     if not path.is_file():

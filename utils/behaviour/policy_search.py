@@ -1,11 +1,11 @@
 """Searches for behaviour policies that fit on one core: soft actor-critic and augmented random search.
 
-Each is a generator of :class:`Snapshot`, the policy as it stands every so often, from the first steps on.
+Each is a generator of `Snapshot`, the policy as it stands every so often, from the first steps on.
 """
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from utils.behaviour.policies import LOG_STD_RANGE, LinearPolicy, NetworkPolicy, Policy
 from utils.environments import make, make_lockstep
 from utils.environments.lockstep import LockstepEnvs
-
-__all__ = ["ARSSettings", "SACSettings", "Snapshot", "augmented_random_search", "mean_return", "soft_actor_critic"]
+from utils.files import atomic_write
 
 
 @dataclass
@@ -83,7 +82,7 @@ class _RunningMoments:
 
 
 def augmented_random_search(env_name: str, seed: int, settings: ARSSettings) -> Iterator[Snapshot]:
-    """Random search over linear policies of normalised states; yields every ``snapshot_interval`` iterations."""
+    """Random search over linear policies of normalised states; yields every `snapshot_interval` iterations."""
     s = settings
     rng = np.random.default_rng(seed)
     envs, eval_envs = make_lockstep(env_name, 2 * s.directions), make_lockstep(env_name, s.eval_episodes)
@@ -104,7 +103,7 @@ def augmented_random_search(env_name: str, seed: int, settings: ARSSettings) -> 
 def _returns_of_candidates(
     envs: LockstepEnvs, weights: np.ndarray, moments: _RunningMoments, rng: np.random.Generator, bonus: float
 ) -> np.ndarray:
-    """One episode of each weight [K, A, S] in its own environment; the states seen go into ``moments``."""
+    """One episode of each weight [K, A, S] in its own environment; the states seen go into `moments`."""
     mean, std = moments.mean.copy(), moments.std
     states, running = envs.reset([rng] * envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     returns, seen = np.zeros(envs.num_envs), []
@@ -160,7 +159,9 @@ class _Actor(torch.nn.Module):
         return before.tanh(), log_prob.sum(-1)
 
     def export(self, dtype: type = np.float32) -> NetworkPolicy:
-        arrays = {name: value.detach().numpy().astype(dtype) for name, value in self.named_parameters()}
+        arrays: dict[str, np.ndarray] = {
+            name: value.detach().numpy().astype(dtype) for name, value in self.named_parameters()
+        }
         return NetworkPolicy(
             weights=[arrays["hidden.0.weight"], arrays["hidden.1.weight"], arrays["mean.weight"]],
             biases=[arrays["hidden.0.bias"], arrays["hidden.1.bias"], arrays["mean.bias"]],
@@ -257,9 +258,9 @@ class _SAC:
         memory = self.memory[: self.step].clone()  # a slice would be saved with all the rows still to come
         state |= {"log_alpha": self.log_alpha.detach(), "step": self.step, "memory": memory}
         state |= {"rng": self.rng.bit_generator.state, "torch_rng": torch.get_rng_state()}
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        atomic_write(path, content.getbuffer())
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
@@ -275,13 +276,13 @@ class _SAC:
 def soft_actor_critic(
     env_name: str, seed: int, settings: SACSettings, checkpoint: Path | None = None
 ) -> Iterator[Snapshot]:
-    """Yield a snapshot every ``snapshot_interval`` environment steps; one update a step.
+    """Yield a snapshot every `snapshot_interval` environment steps; one update a step.
 
-    With ``checkpoint`` the whole state is kept there and an interrupted search goes on from it (a new episode
+    With `checkpoint` the whole state is kept there and an interrupted search goes on from it (a new episode
     begins at that point).
     """
     env, eval_envs = make(env_name), make_lockstep(env_name, settings.eval_episodes)
-    search = _SAC(env.observation_space.shape[0], env.action_space.shape[0], settings, seed)
+    search = _SAC(eval_envs.state_dim, eval_envs.action_dim, settings, seed)
     if checkpoint is not None and checkpoint.exists():
         search.load(checkpoint)
     acting = search.actor.export()

@@ -1,4 +1,4 @@
-"""Find the behaviour policies of ``--dataset local`` again, from nothing.
+"""Find the behaviour policies of `--dataset local` again, from nothing.
 
     python -m utils.behaviour.search --env hopper
 
@@ -6,8 +6,8 @@
 - halfcheetah, walker2d: soft actor-critic, about an hour each on one core; an interrupted search goes on;
 - ant: a gait by the cross-entropy method, cloned to a network, about two minutes.
 
-Snapshots go to ``--dir``; from them *medium*, *expert* and the steps to medium (*replay_1* ...) are chosen by the
-mean return of the policy as it will act, with its noise, and written to ``--out``. All runs on the processor; another
+Snapshots go to `--dir`; from them *medium*, *expert* and the steps to medium (*replay_1* ...) are chosen by the
+mean return of the policy as it will act, with its noise, and written to `--out`. All runs on the processor; another
 machine's rounding gives other policies of like quality.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils import tasks
 from utils.behaviour.gait_search import GaitSettings, clone, cross_entropy_method, open_envs, walk
 from utils.behaviour.local import REPLAY_SNAPSHOTS, as_behaviour, behaviour_folder
 from utils.behaviour.policies import load_policy, save_policy
@@ -34,11 +35,8 @@ from utils.behaviour.policy_search import (
     mean_return,
     soft_actor_critic,
 )
-from utils.data import tasks
 from utils.environments import make_lockstep
 from utils.errors import UserError
-
-__all__ = ["choose", "find_ant", "find_locomotion", "main"]
 
 MEDIUM_SHARE = (1 / 3, 1 / 2)
 """*medium* scores this share of the expert's normalised score."""
@@ -56,9 +54,9 @@ def _search(body: str, folder: Path, seed: int, steps: int | None) -> Iterator[S
 
 
 def find_locomotion(body: str, folder: Path, out: Path, seed: int = 0, steps: int | None = None) -> dict[str, Any]:
-    """Search, keep the snapshots in ``folder``, choose among them, write ``out/<body>/*.npz``.
+    """Search, keep the snapshots in `folder`, choose among them, write `out/<body>/*.npz`.
 
-    Returns each chosen policy's ``info`` by name. Raises UserError where no snapshot came out.
+    Returns each chosen policy's `info` by name. Raises UserError where no snapshot came out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     method = "augmented random search" if body == "hopper" else "soft actor-critic"
@@ -72,7 +70,7 @@ def find_locomotion(body: str, folder: Path, out: Path, seed: int = 0, steps: in
 
 
 def write_chosen(body: str, folder: Path, out: Path) -> dict[str, Any]:
-    """Choose among the snapshots in ``folder`` and write them to ``out/<body>``; returns their ``info`` by name."""
+    """Choose among the snapshots in `folder` and write them to `out/<body>`; returns their `info` by name."""
     paths = sorted(folder.glob("[0-9]*.npz"))
     if not paths:
         raise UserError(f"no snapshots in {folder}; run the search longer")
@@ -116,7 +114,7 @@ def choose(scores: Sequence[float]) -> dict[str, int]:
 
 
 def find_ant(out: Path, seed: int = 0, settings: GaitSettings | None = None) -> dict[str, Any]:
-    """Tune the gait, clone it, measure it on open ground, write ``out/ant/gait.npz``; returns its ``info``."""
+    """Tune the gait, clone it, measure it on open ground, write `out/ant/gait.npz`; returns its `info`."""
     settings = settings or GaitSettings()
     rng = np.random.default_rng(seed)
     policy = clone(cross_entropy_method(settings, rng), settings, rng)

@@ -2,16 +2,16 @@
 
 Every episode is one step: the only state is 0, an action earns its reward, and that is the end (`not_dones` is 0).
 
-bandit-circle-v0     DiffCPS, section 3.1 and appendix: 5,000 actions on the unit circle plus Gaussian noise of 0.05 a
-                     coordinate; reward 1
-bandit-gaussians-v0  Diffusion-QL's: 2,500 actions around each corner (+-0.8, +-0.8), deviation 0.05 a coordinate;
+bandit-circle-v0     DiffCPS, section 3.1 and appendix: 5,000 actions on the unit circle plus Gaussian noise of 0.05
+                     per coordinate; reward 1
+bandit-gaussians-v0  Diffusion-QL's: 2,500 actions around each corner (+-0.8, +-0.8), deviation 0.05 per coordinate;
                      rewards of mean 3, 0, 1.5 and 5 by corner, deviation 0.5
 
 The paper says "N(0, 0.05)" and not of what: 0.05 is taken as the deviation of both coordinates. Diffusion-QL's numbers
 are those of its published toy code, which clips actions to the box [-1, 1]; the circle's box is [-1.2, 1.2], radius 1
 and four deviations, so that it holds the data. (DTQL's own toy problem is another: 25 modes.)
 
-What the data's law says is evaluated, not the nearest data point: an action earns the mean reward of its place where
+Evaluation asks the data's distribution, not the nearest data point: an action earns the mean reward of its place where
 it lies within three deviations of the circle or of a mode, and 0 elsewhere. The data themselves score a little under
 100 percent on the circle: 0.3 percent of them lie farther out.
 """
@@ -26,9 +26,6 @@ import numpy as np
 
 from utils.data.dataset import Dataset
 from utils.errors import UserError
-
-__all__ = ["BANDITS", "DATA_SEED", "DEVIATION", "Bandit", "BanditEnvs", "find", "ids", "load", "make_lockstep",
-           "normalized_score"]  # fmt: skip
 
 Array = np.ndarray
 

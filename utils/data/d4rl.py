@@ -9,8 +9,8 @@ from pathlib import Path
 from utils.data.dataset import Dataset
 from utils.data.download import download
 from utils.data.rows import check_values, episode_ends, episode_returns, qlearning_transitions, read_rows
-from utils.data.tasks import Task, normalized_score, task
 from utils.errors import UserError
+from utils.tasks import Task, normalized_score, task
 
 
 def cache_folder() -> Path:

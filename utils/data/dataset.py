@@ -16,8 +16,6 @@ import torch
 
 from utils.errors import UserError
 
-__all__ = ["REWARD_TUNES", "Columns", "Dataset", "Table", "tune_rewards"]
-
 Array = np.ndarray
 _COLUMNS = ("states", "actions", "rewards", "next_states", "not_dones")
 
@@ -89,11 +87,6 @@ class Dataset:
             ends[start:stop] |= gaps > 1e-6
         ends[-1:] = True
         return ends
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the five arrays."""
-        return sum(array.nbytes for array in self.columns.values())
 
     @property
     def columns(self) -> dict[str, Array]:
@@ -215,10 +208,6 @@ class Table:
     @property
     def device(self) -> torch.device:
         return self.rows.device
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.numel() * self.rows.element_size()
 
     def block(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         """Rows start .. stop - 1 as five views by name, each [stop - start, d]."""

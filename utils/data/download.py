@@ -16,8 +16,6 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-__all__ = ["download"]
-
 MAX_BYTES = 8 << 30  # the largest D4RL file is under 1 GiB
 _ATTEMPTS = 5
 _TIMEOUT_S = 30

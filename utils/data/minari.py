@@ -23,17 +23,6 @@ from utils.data.download import MAX_BYTES
 from utils.data.rows import ACTION_TOLERANCE, Rows
 from utils.errors import UserError
 
-__all__ = [
-    "EnvironmentSpec",
-    "MinariEnvs",
-    "environment_spec",
-    "load",
-    "make_lockstep",
-    "normalized_score",
-    "read_rows",
-    "reference_scores",
-]
-
 Array = np.ndarray
 PREFIX = "minari:"
 
@@ -239,7 +228,7 @@ def _reference_scores(opened: Any) -> tuple[float | None, float | None]:
     return metadata.get("ref_min_score"), metadata.get("ref_max_score")
 
 
-def normalized_score(source: str, returns: float | Array) -> float | Array:
+def normalized_score(source: str, returns: Array) -> Array:
     """D4RL's percentage under the set's own reference scores; NaN where it has none."""
     low, high = reference_scores(source) or (np.nan, np.nan)
     return 100.0 * (returns - low) / (high - low)

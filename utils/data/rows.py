@@ -31,6 +31,9 @@ class Rows:
     terminals: Array
     timeouts: Array | None
 
+    def __len__(self) -> int:
+        return len(self.rewards)
+
 
 # Deflate cannot shrink by more than 1032; more than this is a header that claims what the file does not hold.
 _MOST_COMPRESSION = 1100
@@ -201,7 +204,7 @@ def implied_timeouts(terminals: Array, max_episode_steps: int) -> Array:
     """
     timeouts = np.zeros(len(terminals), dtype=bool)
     start, count = 0, 0
-    for end in np.flatnonzero(terminals):
+    for end in np.flatnonzero(terminals).tolist():
         timeouts[start + max_episode_steps - 1 - count : end + 1 : max_episode_steps] = True
         start, count = end + 1, 0 if timeouts[end] else 1
     timeouts[start + max_episode_steps - 1 - count :: max_episode_steps] = True

@@ -7,17 +7,15 @@ gymnasium-robotics' AntMaze differs in time step, torque, noise, goal radius, fr
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import mujoco
 import numpy as np
 from gymnasium import spaces, utils
 from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
-from utils.environments.physics import D4RLPhysics
+from utils.environments.physics import D4RLPhysics, warn_of_antmaze
 from utils.errors import UserError
-
-__all__ = ["CELL", "GOAL_RADIUS", "MAX_STEPS", "MAZES", "AntMazeEnv", "cell_center", "draw_goal"]
 
 MAZES: Mapping[str, tuple[str, ...]] = {
     "umaze": (
@@ -50,7 +48,6 @@ MAZES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """1 wall, 0 free, r start, g goal; rows run along +y, columns along +x. "play" and "diverse" share a maze."""
-MAX_STEPS: Mapping[str, int] = {"umaze": 700, "medium": 1000, "large": 1000}
 
 CELL = 4.0
 """Side of a cell in metres; the start cell's centre is the origin."""
@@ -69,7 +66,7 @@ def cell_center(maze: str, row: int, column: int) -> np.ndarray:
 
 
 def draw_goal(maze: str, rng: np.random.Generator) -> np.ndarray:
-    """Draw a goal [2], in metres: the goal cell's centre + U(0, 1) + U(0, 0.5) an axis, as D4RL does."""
+    """Draw a goal [2], in metres: the goal cell's centre + U(0, 1) + U(0, 0.5) per axis, as D4RL does."""
     center = cell_center(maze, *_find(MAZES[maze], "g"))
     return np.maximum(center + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2), 0.0)
 
@@ -80,12 +77,12 @@ def _find(layout: Sequence[str], kind: str) -> tuple[int, int]:
 
 def _first_child(rng: np.random.Generator) -> np.random.Generator:
     """The generator that `rng` would spawn first, without spawning it: a function of `rng`'s seed alone."""
-    seeds = rng.bit_generator.seed_seq
+    seeds: Any = rng.bit_generator.seed_seq
     return np.random.default_rng(np.random.SeedSequence(seeds.entropy, spawn_key=(*seeds.spawn_key, 0)))
 
 
 class AntMazeEnv(D4RLPhysics, utils.EzPickle):
-    """D4RL's AntMaze: state 29 (qpos, qvel), action 8 in [-1, 1], 0.1 s a step, reward 1 and end at the goal.
+    """D4RL's AntMaze: state 29 (qpos, qvel), action 8 in [-1, 1], 0.1 s per step, reward 1 and end at the goal.
 
     D4RL drew goals from NumPy's global generator. Here they come from generators spawned by the environment's own,
     so that they are seeded with it and the start states stay those that D4RL draws from the same seed. Version 2
@@ -93,22 +90,18 @@ class AntMazeEnv(D4RLPhysics, utils.EzPickle):
     seed), later ones keep it, and so does setting `target_goal` by hand.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**D4RLPhysics.metadata, "render_fps": round(1 / (TIMESTEP * FRAME_SKIP))}
+    metadata = D4RLPhysics.metadata | {"render_fps": round(1 / (TIMESTEP * FRAME_SKIP))}
 
     def __init__(self, maze: str, goal_every_reset: bool, **kwargs: Any) -> None:
-        """Build a maze.
+        """Build the maze of a key of `MAZES`; `goal_every_reset` is True in version 2, False in version 0.
 
-        Args:
-            maze: a key of `MAZES`.
-            goal_every_reset: True in version 2, False in version 0.
-            kwargs: gymnasium's `MujocoEnv` options, such as `render_mode`, `width` and `height`.
-
-        Raises:
-            UserError: no such maze.
+        `kwargs` are gymnasium's `MujocoEnv` options, such as `render_mode`, `width` and `height`. UserError where there
+        is no such maze. Warns where the installed MuJoCo moves the ant otherwise than D4RL's.
         """
         utils.EzPickle.__init__(self, maze, goal_every_reset, **kwargs)
         if maze not in MAZES:
             raise UserError(f"unknown maze {maze!r}; known are {', '.join(MAZES)}")
+        warn_of_antmaze()
         self.maze = maze
         self.goal_every_reset = goal_every_reset
         observation_space = spaces.Box(-np.inf, np.inf, (29,), np.float64)
@@ -145,14 +138,14 @@ class AntMazeEnv(D4RLPhysics, utils.EzPickle):
     def mjcf(self) -> str:
         """The MJCF text of gymnasium's ant with D4RL's settings, in its maze."""
         root = ElementTree.fromstring(super().mjcf())
-        root.find("option").set("timestep", str(TIMESTEP))
-        default = root.find("default/geom")
+        _element(root, "option").set("timestep", str(TIMESTEP))
+        default = _element(root, "default/geom")
         default.set("solref", ".02 1")
         default.set("solimp", ".8 .8 .01")
         for motor in root.iter("motor"):
             motor.set("gear", "1")
             motor.set("ctrlrange", f"{-TORQUE} {TORQUE}")
-        root.find("worldbody").extend([*self._walls(), _goal_marker()])
+        _element(root, "worldbody").extend([*self._walls(), _goal_marker()])
         return ElementTree.tostring(root, encoding="unicode")
 
     def _walls(self) -> list[ElementTree.Element]:
@@ -212,6 +205,12 @@ class AntMazeEnv(D4RLPhysics, utils.EzPickle):
         """A frame with the goal as a green disc; see `D4RLPhysics.render`."""
         self.data.site("goal").xpos[:2] = self._target_goal  # in place: a forward pass would touch the warm start
         return super().render()
+
+
+def _element(root: ElementTree.Element, path: str) -> ElementTree.Element:
+    found = root.find(path)
+    assert found is not None, f"gymnasium's ant.xml has no {path}"
+    return found
 
 
 def _goal_marker() -> ElementTree.Element:

@@ -6,7 +6,7 @@
 # VENV: the folder of the virtual environment; an existing one is completed, not rebuilt. With
 # --environments-only it holds just what the environments need (a minute or two); without it also
 # requirements.txt, so that 'VENV/bin/python run.py --backend d4rl ...' trains and evaluates there.
-# PYTHON names the interpreter to build from (default python3); 3.10 and 3.11 work.
+# PYTHON names the interpreter to build from (default python3); it has to be 3.11.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -26,8 +26,8 @@ fi
 [ $# -eq 1 ] || fail "give one folder: bash utils/environments/install_classic.sh [--environments-only] VENV"
 venv=$1
 
-"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' \
-  || fail "mujoco-py builds on Python 3.10 and 3.11, and '$python' is another; name one with PYTHON=python3.11"
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+  || fail "the original stack beside this project takes Python 3.11, and '$python' is another; name one with PYTHON=python3.11"
 
 # What building and loading mujoco-py's extension takes: a compiler, headers, libraries, patchelf.
 probe='#include <GL/osmesa.h>

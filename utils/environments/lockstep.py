@@ -1,4 +1,4 @@
-"""Many environments of one kind, stepped together: one compiled model, an `MjData` each, a thread a core."""
+"""Many environments of one kind, stepped together: one compiled model, an `MjData` each, a thread per core."""
 
 import os
 import queue
@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import mujoco
@@ -14,8 +14,6 @@ import numpy as np
 
 from utils.environments.physics import instabilities
 from utils.errors import UserError
-
-__all__ = ["LockstepEnvs"]
 
 
 def _cores() -> int:
@@ -80,33 +78,25 @@ class LockstepEnvs:
     Python's lock, runs a row at a time, spread over the cores. (`mujoco.rollout` would save those calls, but does
     not hand back each row's warm start, without which the next step differs.)
 
-    Attributes:
-        num_envs: N.
-        state_dim, action_dim, max_action, max_episode_steps: the task's sizes and limits.
-        unstable: int [N], the unstable episodes of each row since construction.
+    num_envs is N; state_dim, action_dim, max_action and max_episode_steps are the task's sizes and limits; unstable,
+    int [N], counts the unstable episodes of each row since construction.
     """
 
     def __init__(self, prototype: gymnasium.Env, num_envs: int, threads: int | None = None) -> None:
-        """Take over an environment, which nobody else may use from here on.
+        """Take over an environment of `utils.environments`, with its time limit; nobody else may use it from here on.
 
-        Args:
-            prototype: one of `utils.environments`, with its time limit.
-            num_envs: N >= 1.
-            threads: how many to simulate with, >= 1; default: the cores that this process may use, as long as each
-                has two rows at least.
-
-        Raises:
-            UserError: num_envs or threads < 1.
+        `threads` simulate; by default as many as the cores that this process may use, as long as each has two rows
+        at least. UserError where num_envs or threads is less than 1.
         """
         if num_envs < 1 or (threads is not None and threads < 1):
             raise UserError(f"num_envs is {num_envs} and threads {threads}; at least one of each is needed")
-        self._prototype = prototype
-        self._task: Any = prototype.unwrapped
+        self._prototype = cast(Any, prototype)  # gymnasium's types know nothing of boxes, time limits and models
+        self._task = self._prototype.unwrapped
         self.num_envs = num_envs
-        self.state_dim = prototype.observation_space.shape[0]
-        self.action_dim = prototype.action_space.shape[0]
-        self.max_action = float(prototype.action_space.high[0])
-        self.max_episode_steps = int(prototype.spec.max_episode_steps)
+        self.state_dim = self._prototype.observation_space.shape[0]
+        self.action_dim = self._prototype.action_space.shape[0]
+        self.max_action = float(self._prototype.action_space.high[0])
+        self.max_episode_steps = int(self._prototype.spec.max_episode_steps)
         model = self._task.model
         self._datas = [mujoco.MjData(model) for _ in range(num_envs)]
         # Views, because asking MuJoCo's bindings for an array anew costs as much as a tenth of a step.
@@ -124,19 +114,6 @@ class LockstepEnvs:
         """AntMaze's goals, float64 [N, 2] in metres (a copy); None in other tasks."""
         return None if self._goals is None else self._goals.copy()
 
-    def set_goals(self, goals: np.ndarray) -> None:
-        """Give each row its goal [N, 2], in metres, until its next reset.
-
-        Raises:
-            UserError: the task has no goals, or they are not [N, 2] finite numbers.
-        """
-        goals = np.array(goals, dtype=np.float64)
-        if self._goals is None:
-            raise UserError("only AntMaze has goals to set")
-        if goals.shape != self._goals.shape or not np.isfinite(goals).all():
-            raise UserError(f"goals must be finite and of shape {self._goals.shape}, not {goals.shape}")
-        self._goals = goals
-
     def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """Start every row anew, in order.
 
@@ -144,14 +121,7 @@ class LockstepEnvs:
         `reset(seed=seed)` and gym's `env.seed(seed)` make) and may stand in several rows: they then draw from it
         one after another, as successive resets of that environment do. So they share AntMaze-v0's one goal.
 
-        Args:
-            rngs: one generator a row.
-
-        Returns:
-            states, float64 [N, state_dim].
-
-        Raises:
-            UserError: not one generator a row.
+        Returns the states, float64 [N, state_dim]. UserError where there is not one generator per row.
         """
         if len(rngs) != self.num_envs:
             raise UserError(f"reset got {len(rngs)} generators for {self.num_envs} environments")
@@ -178,15 +148,9 @@ class LockstepEnvs:
         A row whose simulation becomes unstable keeps its last state, gets reward 0, is terminated, warned of and
         counted in `unstable`.
 
-        Args:
-            actions: [N, action_dim] in [-1, 1]; values beyond are clipped.
-            running: bool [N].
-
-        Returns:
-            states float64 [N, state_dim], rewards float64 [N], terminated bool [N], truncated bool [N].
-
-        Raises:
-            UserError: a running row's action is NaN or infinite, or a shape is wrong.
+        `actions` [N, action_dim] in [-1, 1], clipped; `running` bool [N]. Returns states float64 [N, state_dim],
+        rewards float64 [N], terminated and truncated bool [N]. UserError where a running row's action is NaN or
+        infinite, or a shape is wrong.
         """
         actions, running = np.asarray(actions), np.asarray(running, dtype=bool)
         if actions.shape != (self.num_envs, self.action_dim) or running.shape != (self.num_envs,):

@@ -3,7 +3,7 @@
 Observation, reward, termination and start states are those of gym's -v2; actions are handled as in D4RL.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
@@ -15,6 +15,13 @@ from utils.environments.physics import D4RLPhysics
 
 class _Runner(D4RLPhysics):
     """The reward of running, stated on arrays of n environments as gymnasium states it on one."""
+
+    # gymnasium's settings of the body
+    _forward_reward_weight: float
+    _ctrl_cost_weight: float
+    _healthy_reward: float
+    _healthy_z_range: tuple[float, float]
+    _healthy_angle_range: tuple[float, float]
 
     def observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         """Observations [n, state_dim] of positions [n, nq] and velocities [n, nv]."""
@@ -48,7 +55,7 @@ def _between(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 class D4RLHopper(_Runner, HopperEnv):
     """D4RL's Hopper-v2: state 11, action 3, 8 ms a step."""
 
-    metadata: ClassVar[dict[str, Any]] = {**HopperEnv.metadata, **D4RLPhysics.metadata}
+    metadata = HopperEnv.metadata | D4RLPhysics.metadata
 
     def _stands(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         state = np.concatenate([qpos[:, 2:], qvel], axis=1)
@@ -58,13 +65,13 @@ class D4RLHopper(_Runner, HopperEnv):
 class D4RLWalker2d(_Runner, Walker2dEnv):
     """D4RL's Walker2d-v2: state 17, action 6, 8 ms a step."""
 
-    metadata: ClassVar[dict[str, Any]] = {**Walker2dEnv.metadata, **D4RLPhysics.metadata}
+    metadata = Walker2dEnv.metadata | D4RLPhysics.metadata
 
 
 class D4RLHalfCheetah(_Runner, HalfCheetahEnv):
     """D4RL's HalfCheetah-v2: state 17, action 6, 50 ms a step; it never terminates."""
 
-    metadata: ClassVar[dict[str, Any]] = {**HalfCheetahEnv.metadata, **D4RLPhysics.metadata}
+    metadata = HalfCheetahEnv.metadata | D4RLPhysics.metadata
 
     def observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         """Observations [n, 17] of positions [n, 9] and velocities [n, 9]."""

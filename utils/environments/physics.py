@@ -1,8 +1,8 @@
-"""What MuJoCo 2.1.0 and D4RL did and today's stack does not: weights of capsules, rounding of actions, unstable ends.
+"""What MuJoCo 2.1.0 and D4RL did and today's stack does not, restored for every MuJoCo that compiles the model.
 
-D4RL's data were made with MuJoCo 2.1.0 through mujoco-py. The weight of capsules and the rounding of actions are
-restored here, for every MuJoCo that compiles the model. The contact of capsules with boxes cannot be restored from
-outside: it asks for the release named by `MUJOCO_VERSION`, which the requirements pin.
+D4RL's data were made with MuJoCo 2.1.0 through mujoco-py. Restored are the weights of capsules, the contact margins,
+the rounding of actions, and that an unstable simulation ends its episode. What no model can restore concerns AntMaze
+alone: the contact of capsules with boxes (since 3.2.7), and how RK4 turns a free joint (since 4.0.0).
 """
 
 import os
@@ -11,8 +11,9 @@ import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree as ElementTree
-from typing import Any, ClassVar
+from typing import Any, cast
 
+import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
@@ -20,54 +21,60 @@ from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
 from utils.errors import UserError
 
-__all__ = ["MUJOCO_VERSION", "D4RLPhysics", "instabilities", "restored_model", "version_warning", "warn_of_version"]
-
 MUJOCO_VERSION = "3.2.6"
-"""The newest MuJoCo whose contacts are those of 2.1.0."""
+"""The newest MuJoCo whose AntMaze is that of 2.1.0."""
 
 WEIGHTS = ("body_mass", "body_inertia", "body_ipos", "body_iquat")
 # MuJoCo's warnings of bad positions, velocities, accelerations and controls stand last, in this order.
 FIRST_UNSTABLE = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 
 
-def version_warning(installed: str) -> str | None:
-    """Say what another MuJoCo than `MUJOCO_VERSION` changes; None where it is the right one."""
-    if installed == MUJOCO_VERSION:
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+MARGINS_ADD_UP = _number(mujoco.__version__) >= (3, 5, 0)
+
+
+def antmaze_warning(installed: str) -> str | None:
+    """What differs in AntMaze with the MuJoCo of version `installed`; None where nothing does."""
+    if _number(installed) < (3, 2, 7):
         return None
-    number = tuple(int(part) for part in installed.split(".")[:3] if part.isdigit())
-    changes = "its contacts were never compared with 2.1.0's"
-    if number >= (3, 2, 7):
-        changes = "ants touch AntMaze's walls differently (capsule-box contact, since 3.2.7)"
-    if number >= (3, 5, 0):
-        changes += ", contact margins are added up (since 3.5.0)"
-    if number >= (4, 0, 0):
-        changes += ", RK4 treats free joints differently (since 4.0.0)"
+    changes = "ants touch walls differently (contact of capsules with boxes, since 3.2.7)"
+    if _number(installed) >= (4, 0, 0):
+        changes += ", and they turn differently (RK4 of a free joint, since 4.0.0)"
     return (
-        f"mujoco {installed} is installed, but D4RL's physics needs {MUJOCO_VERSION}: {changes}; "
-        f"scores will not be comparable (pip install mujoco=={MUJOCO_VERSION})"
+        f"AntMaze with mujoco {installed} is not quite D4RL's: {changes}. Everything else is as with "
+        f"mujoco {MUJOCO_VERSION}, which has D4RL's AntMaze and needs Python 3.13 or older"
     )
 
 
-def warn_of_version() -> None:
-    """Warn (`UserWarning`) if the installed MuJoCo is not the one that matches D4RL's."""
-    message = version_warning(mujoco.__version__)
+def warn_of_antmaze() -> None:
+    """Warn (`UserWarning`) where the installed MuJoCo has not D4RL's AntMaze."""
+    message = antmaze_warning(mujoco.__version__)
     if message is not None:
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def restored_model(xml: str) -> mujoco.MjModel:
-    """Compile an MJCF text with the masses and inertias that MuJoCo 2.1.0 gave its capsules.
+    """Compile an MJCF text with the weights of capsules and the contact margins of MuJoCo 2.1.0.
 
     2.1.0 weighed a capsule of radius r and cylinder length L as a cylinder of length L + r: mass ρπr²(L + r),
     inertia m(3r² + (L + r)²)/12 across and mr²/2 along. So the model is compiled a second time with such
     cylinders in place of its capsules, and the bodies' weights are taken from there. MuJoCo's compiler then merges
     geoms, turns principal axes and scales to a total mass, which formulas of our own would have to repeat and a
     table to list. The result equals the constants recorded from 2.1.0 to the last digits.
+
+    Two geoms touch within a margin: the larger of theirs in 2.1.0, the sum since 3.5.0. In these models all geoms have
+    the same margin, so half of it for each sums to the old one, exactly.
     """
     model = mujoco.MjModel.from_xml_string(xml)
     weighed = mujoco.MjModel.from_xml_string(_capsules_as_cylinders(xml))
     for name in WEIGHTS:
         getattr(model, name)[:] = getattr(weighed, name)
+    if MARGINS_ADD_UP:
+        assert np.ptp(model.geom_margin) == 0, "halving restores equal margins only"
+        model.geom_margin /= 2
     # What follows from the weights: subtree masses, inverse weights, dof_M0, actuator_acc0, statistics.
     mujoco.mj_setConst(model, mujoco.MjData(model))
     return model
@@ -100,26 +107,24 @@ def _text(numbers: np.ndarray) -> str:
 def instabilities(data: mujoco.MjData) -> np.ndarray:
     """How often MuJoCo found positions, velocities, accelerations, controls out of bounds since the last reset.
 
-    MuJoCo's own answer is to put the model silently back to its initial state and to go on.
-
-    Returns:
-        int32 [4], a view that stays current.
+    MuJoCo's own answer is to put the model silently back to its initial state and to go on. The int32 [4] is a view
+    that stays current.
     """
     return data.warning.number[FIRST_UNSTABLE:]
 
 
 class D4RLPhysics(MujocoEnv):
-    """What D4RL's environments share: 2.1.0's weights, clipped actions, an end to unstable episodes, rendering.
+    """What D4RL's environments share: 2.1.0's weights and margins, clipped actions, unstable ends, rendering.
 
     A mixin for gymnasium's MuJoCo environments. `control`, and the task's `observe` and `judge`, work on arrays of
     many environments, for `utils.environments.lockstep.LockstepEnvs`. A window ("human") is gymnasium's wrapper around
     `rgb_array`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "depth_array"]}
+    metadata = gymnasium.Env.metadata | {"render_modes": ["rgb_array", "depth_array"]}
 
     def mjcf(self) -> str:
-        """The model's MJCF text, before its weights are restored."""
+        """The model's MJCF text, before its weights and margins are restored."""
         return pathlib.Path(self.fullpath).read_text()
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
@@ -141,15 +146,8 @@ class D4RLPhysics(MujocoEnv):
         action by up to 6e-8. A plain clip leaves that out, and one step's qpos is then off by 4e-10 to 7e-8
         instead of by 3e-14 at most.
 
-        Args:
-            actions: of shape `shape`; float32 is computed in float32, anything else in float64.
-            shape: [A] or [n, A].
-
-        Returns:
-            the actuators' controls, float32 or float64 as computed.
-
-        Raises:
-            UserError: the shape is another or a value is NaN or infinite.
+        `actions` have the `shape` [A] or [n, A]; float32 is computed in float32, anything else in float64, and comes
+        out so. UserError where the shape is another or a value is NaN or infinite.
         """
         actions = np.asarray(actions)
         if actions.shape != shape:
@@ -161,17 +159,17 @@ class D4RLPhysics(MujocoEnv):
         high = self._control_high
         return np.clip(-high + (actions + 1.0) * 0.5 * (high + high), -high, high)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    # gymnasium's types promise NumPy scalars and an `info` of numbers alone; its environments keep to neither.
+    def step(  # type: ignore[override]
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Clip the action and step.
 
         An unstable simulation ends the episode: terminated, reward 0, the last observation once more, a warning
-        and `info["unstable"]`.
-
-        Raises:
-            UserError: the action is NaN, infinite or of the wrong shape.
+        and `info["unstable"]`. UserError where the action is NaN, infinite or of the wrong shape.
         """
-        control = self.control(action, self.action_space.shape)
-        last = self._get_obs()
+        control = self.control(action, self._control_high.shape)
+        last = cast(Any, self)._get_obs()  # the task's own
         observation, reward, terminated, truncated, info = self._step_task(control)
         info["unstable"] = bool(instabilities(self.data).any() or not np.isfinite(observation).all())
         if info["unstable"]:
@@ -185,8 +183,7 @@ class D4RLPhysics(MujocoEnv):
     def render(self) -> np.ndarray | None:
         """A frame of the `render_mode`: uint8 [height, width, 3], or depths [height, width].
 
-        Raises:
-            UserError: OpenGL cannot draw offscreen here.
+        UserError where OpenGL cannot draw offscreen here.
         """
         if self.render_mode is None:
             return super().render()

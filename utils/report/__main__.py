@@ -24,7 +24,10 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs; everything below them is read")
+    add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, everything below which is read, or of an "
+        "export")  # fmt: skip
+    add("--only", action="append", default=[], metavar="NAME=VALUE,...", help="the runs of these values of data, task, "
+        "algorithm, steps, seed or a setting; may be given several times")  # fmt: skip
     add("--label", action="append", default=[], metavar="NAME=PREFIX",
         help="name for data from files whose path or SHA-256 begins so, such as rebuilt=/data/rebuilt")  # fmt: skip
     add("--by", default="", metavar="SETTING,...", help="settings whose value is part of the method's name")
@@ -36,8 +39,8 @@ def build_parser() -> Parser:
     add("--partial", action="store_true", help="include runs that have not reached their last step")
     add("--out", type=Path, metavar="DIR", help="write DIR/tables (Markdown, CSV, LaTeX) and DIR/figures (PNG, PDF)")
     add("--html", type=Path, metavar="FILE", help="write one self-contained page")
-    add("--export", type=Path, metavar="DIR", help="copy the runs' settings and CSV files there, without paths of "
-        "this machine and with the origin of the data written down")  # fmt: skip
+    add("--export", type=Path, metavar="DIR", help="write DIR/runs.jsonl, a line of settings per run, and "
+        "DIR/episodes.csv.gz, without paths of this machine and with the origin of the data written down")  # fmt: skip
     return parser
 
 
@@ -47,7 +50,7 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(f"--top_k must be at least 0, not {given.top_k}")
     choice = Choice(SELECTIONS[given.model_selection], given.top_k, "published" if given.published_index else "right")
     by = [name.strip() for name in given.by.split(",") if name.strip()]
-    report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial)
+    report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial, only=given.only)
     for line in report.warnings:
         print(f"note: {line}", file=sys.stderr)
     done = save(report, given.out, given.html, given.export)
@@ -57,7 +60,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command line; 2 for what the user can mend."""
+    """Run a command line; 2 for what the user can fix."""
     try:
         run(build_parser().parse_args(argv))
         sys.stdout.flush()

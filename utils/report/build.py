@@ -9,15 +9,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from utils.errors import UserError
 from utils.report import figures
 from utils.report.export import export
 from utils.report.page import Section, make_page, runs_table
-from utils.report.runs import Cell, Labels, SeedRun, find_runs, group
-from utils.report.tables import Choice, Published, Row, Table, make_rows, make_tables, scores_csv
-
-__all__ = ["SELECTIONS", "Report", "make_report", "save", "write", "write_page"]
+from utils.report.runs import Cell, Labels, SeedRun, find_runs, group, plain
+from utils.report.tables import Choice, Published, Table, make_rows, make_tables, scores_csv
 
 SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}  # --model_selection: the protocol
 
@@ -27,7 +26,7 @@ class Report:
     """What was read and what was made of it, before any file is written."""
 
     cells: Sequence[Cell]
-    rows: Sequence[Row]
+    rows: pd.DataFrame  # as `make_rows` gives them
     choice: Choice
     warnings: Sequence[str]
     by: Sequence[str] = ()
@@ -61,17 +60,51 @@ def make_report(
     by: Sequence[str] = (),
     partial: bool = False,
     extra: Callable[[Report, str], Sequence[Table]] | None = None,
+    only: Sequence[str] = (),
 ) -> Report:
-    """Read and summarise. Runs that did not reach their last step are left out, and said to be, unless `partial`."""
-    runs = find_runs(places, labels)
-    faults = {run.folder: fault for run in runs if (fault := _unusable(run, partial))}
-    used = [run for run in runs if run.folder not in faults]
+    """Read and summarise those runs that `only` leaves (`select`)."""
+    runs, notes = find_runs(places, labels)
+    return summarise(select(runs, only), notes, choice, by, partial, extra)
+
+
+def select(runs: Sequence[SeedRun], only: Sequence[str]) -> list[SeedRun]:
+    """The runs that every NAME=VALUE,... of `only` holds for: NAME is data, task, algorithm, steps, seed or a setting.
+
+    Raises UserError for a name that no run has, and where nothing is left.
+    """
+    kept = list(runs)
+    for text in only:
+        name, _, values = text.partition("=")
+        facts = [{**r.settings, "data": r.label, "task": r.env_name, "algorithm": r.algo, "steps": r.total_steps,
+                  "seed": r.seed} for r in kept]  # fmt: skip
+        if not any(name in own for own in facts):
+            raise UserError(f"--only {text}: none of the runs has {name!r}")
+        kept = [r for r, own in zip(kept, facts, strict=True) if name in own and plain(own[name]) in values.split(",")]
+    if not kept:
+        raise UserError(f"no run is left by --only {' --only '.join(only)}")
+    return kept
+
+
+def summarise(
+    runs: Sequence[SeedRun],
+    notes: Sequence[str],
+    choice: Choice,
+    by: Sequence[str] = (),
+    partial: bool = False,
+    extra: Callable[[Report, str], Sequence[Table]] | None = None,
+) -> Report:
+    """A report of these runs; `notes` go before its warnings.
+
+    Runs that did not reach their last step are left out, and said to be, unless `partial`.
+    """
+    faults = {run.place: fault for run in runs if (fault := _unusable(run, partial))}
+    used = [run for run in runs if run.place not in faults]
     if not used:
         raise UserError(f"nothing to report: {'; '.join(dict.fromkeys(faults.values()))} (--partial shows unfinished "
                         "runs as far as they are)")  # fmt: skip
-    warnings = [f"left out: {_describe(run)}: {faults[run.folder]}" for run in runs if run.folder in faults]
+    warnings = [*notes, *(f"left out: {_describe(run)}: {faults[run.place]}" for run in runs if run.place in faults)]
     warnings += [f"unfinished: {_describe(run)}: {_reached(run)}" for run in used if not run.complete]
-    lost = [run for run in runs if run.stopped and run.folder in faults]
+    lost = [run for run in runs if run.stopped and run.place in faults]
     cells = [_with_lost(cell, lost) for cell in group(used, by)]
     return Report(cells, make_rows(cells, choice, Published()), choice, warnings, by, extra)
 
@@ -82,7 +115,7 @@ def _unusable(run: SeedRun, partial: bool) -> str | None:
         return "its numbers were no longer finite: " + "; ".join(f"step {step:,}, {text}" for step, text in run.events)
     if not len(run.steps):
         return "no evaluation was made"
-    if not np.isfinite(run.scores).all():
+    if not np.isfinite(run.episodes["score"]).all():
         return "its set has no reference scores, so there is no normalised score"
     return None if partial or run.complete else _reached(run)
 
@@ -111,14 +144,13 @@ def write(report: Report, out: Path) -> list[Path]:
     tables, drawings = out / "tables", out / "figures"
     tables.mkdir(parents=True, exist_ok=True)
     written = [tables / "scores.csv"]
-    written[0].write_text(scores_csv(report.rows))
-    (tables / "runs.md").write_text(runs_table(report.runs).markdown())
-    for label in report.labels:
-        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())
+    written[0].write_text(scores_csv(report.rows), encoding="utf-8")
+    (tables / "runs.md").write_text(runs_table(report.runs).markdown(), encoding="utf-8")
+    for label, name in zip(report.labels, _file_names(report.labels), strict=True):
         _, made, drawn = report.section(label)
         for suffix, text in (("md", [t.markdown() for t in made]), ("tex", [t.latex() for t in made])):
             written.append(tables / f"{name}.{suffix}")
-            written[-1].write_text("\n".join(text))
+            written[-1].write_text("\n".join(text), encoding="utf-8")
         for title, _, figure in drawn:
             figures.save(figure, drawings / f"{name}-{title}")
             written.append(drawings / f"{name}-{title}.png")
@@ -126,11 +158,20 @@ def write(report: Report, out: Path) -> list[Path]:
     return written
 
 
+def _file_names(labels: Sequence[str]) -> list[str]:
+    """A name for each label's files, none twice."""
+    names: list[str] = []
+    for label in labels:
+        name = "".join(letter if letter.isalnum() else "-" for letter in label.lower())[:60]
+        names.append(name if name not in (*names, "runs", "scores") else f"{name}-{len(names)}")
+    return names
+
+
 def write_page(report: Report, path: Path, title: str = "Results") -> None:
     """The one self-contained page."""
     sections = [report.section(label) for label in report.labels]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(make_page(title, sections, report.runs, report.warnings))
+    path.write_text(make_page(title, sections, report.runs, report.warnings), encoding="utf-8")
 
 
 def save(
@@ -152,7 +193,8 @@ def save(
             write_page(report, page, title)
             done.append(f"wrote {page}")
         if copy:
-            done.append(f"exported {len(export(report.runs, copy))} runs to {copy}")
+            export(report.runs, copy)
+            done.append(f"exported {len(report.runs)} runs to {copy}")
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
     return done

@@ -12,15 +12,16 @@ matplotlib.use("Agg")  # before pyplot: no window is ever opened
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
+from utils.report.protocols import evaluations
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, performance_profile, resample
 from utils.report.tables import Choice
-
-__all__ = ["constraint", "figures", "learning_curves", "performance_profiles", "save", "sensitivity", "style"]
 
 # Colours (Okabe and Ito) from dark to light, so that a grey print keeps an order; lines and markers carry the rest.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,7 +50,7 @@ def _every(points: int, look: dict[str, object]) -> dict[str, object]:
 
 def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that can be drawn, for the data of one origin."""
-    title = f"data: {cells[0].label}"
+    title = literal(f"data: {cells[0].label}")
     for setting in by:
         if (figure := sensitivity(cells, choice, title, setting)) is not None:
             yield "sensitivity" if len(by) == 1 else f"sensitivity-{setting}", _CAPTIONS["sensitivity"], figure
@@ -75,7 +76,11 @@ _CAPTIONS = {
 def save(figure: Figure, path: Path) -> None:
     """PATH.png and PATH.pdf. The PDF carries no date, so the same runs give the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    picture = Image.open(path.with_suffix(".png")).convert("RGB")
+    if picture.getcolors(256):  # few colours, such as greys: the same picture in a third of the bytes
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    picture.save(path.with_suffix(".png"), optimize=True)
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
 
 
@@ -85,12 +90,12 @@ def save(figure: Figure, path: Path) -> None:
 def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
     """Score over gradient steps, a panel a task; None where no seed group shares an evaluation."""
     curves = {id(cell): curve(cell) for cell in cells}
-    drawn = [cell for cell in cells if len(curves[id(cell)][0])]
+    drawn = [cell for cell in cells if len(curves[id(cell)])]
     if not drawn:
         return None
     figure, panels = _panels(drawn, title)
     for cell in drawn:
-        axes, (steps, scores) = panels[cell.env_name], curves[id(cell)]
+        axes, steps, scores = panels[cell.env_name], curves[id(cell)].index, curves[id(cell)].to_numpy()
         look = style(_number(drawn, cell))
         axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), **_every(len(steps), look))
         if scores.shape[1] > 1:
@@ -110,10 +115,10 @@ def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str)
     lines: dict[str, list[tuple[float, np.ndarray]]] = {}
     for cell in cells:
         scores = choice.scores(cell, choice.protocol)
-        if scores is not None and setting in cell.runs[0].settings:
+        if scores is not None and isinstance(cell.runs[0].settings.get(setting), int | float):
             others = [f"{name}={value}" for name, value in sorted(cell.changed.items()) if name != setting]
             line = f"{cell.env_name} ({' '.join([cell.algo, *others])})"
-            lines.setdefault(line, []).append((cell.runs[0].settings[setting], scores))
+            lines.setdefault(literal(line), []).append((cell.runs[0].settings[setting], scores))
     lines = {name: points for name, points in lines.items() if len({value for value, _ in points}) > 1}
     if not lines:
         return None
@@ -132,11 +137,9 @@ def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str)
     return _finish(figure, {0: axes}, counts=False)
 
 
-def curve(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [E] at which every seed was evaluated, and the scores there [E, n]."""
-    steps = sorted(set.intersection(*(set(run.steps.tolist()) for run in cell.runs)))
-    scores = [run.scores[np.searchsorted(run.steps, steps)] for run in cell.runs]
-    return np.array(steps), np.transpose(scores) if steps else np.empty((0, len(cell.runs)))
+def curve(cell: Cell) -> pd.DataFrame:
+    """The score of each seed (columns) at the steps (rows) at which every seed was evaluated."""
+    return evaluations(cell.frame())["score"].unstack("run").dropna()
 
 
 def _mean_interval(scores: np.ndarray) -> tuple[float, float]:
@@ -160,17 +163,19 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
     for cell in drawn:
         look = style(_number(drawn, cell))
         for axes, name in zip(pairs[cell.env_name], ("lambda", "kl_loss"), strict=True):
-            steps, values = _metric(cell, name)
-            label = _name(drawn, cell)
-            axes.plot(steps, values.mean(axis=1), label=label, **_every(len(steps), look))
-            axes.fill_between(steps, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0)
+            values = _metric(cell, name)
+            axes.plot(values.index, values.mean(axis=1), label=_name(drawn, cell), **_every(len(values), look))
+            axes.fill_between(
+                values.index, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0
+            )
     for task, (above, below) in pairs.items():
-        above.set_title(task, fontsize=9)
+        above.set_title(literal(task), fontsize=9)
         above.set_ylabel("λ")
         below.set_yscale("log")
         below.set_xlabel("gradient steps")
         below.set_ylabel("denoising loss (KL term)")
-        for kappa in dict.fromkeys(run.settings["kappa"] for c in drawn if c.env_name == task for run in c.runs):
+        bounds = [run.settings.get("kappa", 0) for c in drawn if c.env_name == task for run in c.runs]
+        for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
             below.axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
             below.annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
                            va="bottom", fontsize=7, color="0.25")  # fmt: skip
@@ -178,12 +183,16 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
     return _finish(figure, dict(enumerate(grid.ravel())))
 
 
-def _metric(cell: Cell, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [R] that every seed has a value at, and the values [R, n]."""
-    shared = set.intersection(*(set(run.metrics["step"][np.isfinite(run.metrics[name])].tolist()) for run in cell.runs))
-    steps = np.array(sorted(step for step in shared if step > 0))
-    values = [run.metrics[name][np.isin(run.metrics["step"], steps)] for run in cell.runs]
-    return steps, np.transpose(values)
+def _metric(cell: Cell, name: str) -> pd.DataFrame:
+    """The metric of each seed (columns) at the steps (rows) at which every seed has a value."""
+    values = {run.seed: pd.Series(run.metrics[name], run.metrics["step"]).groupby(level=0).last() for run in cell.runs}
+    frame = pd.DataFrame(values).replace([np.inf, -np.inf], np.nan).dropna()
+    return frame[frame.index > 0]
+
+
+def literal(text: str) -> str:
+    """Text as Matplotlib shows it to the letter: no formula between dollars, no label hidden for its underscore."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> Figure | None:
@@ -198,7 +207,7 @@ def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> F
             continue
         runs, look = sum(map(len, scores)), style(number)
         axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post",
-                  label=f"{method} ({runs} runs)", **_every(len(THRESHOLDS), look))  # fmt: skip
+                  label=literal(f"{method} ({runs} runs)"), **_every(len(THRESHOLDS), look))  # fmt: skip
         if all(len(task) > 1 for task in scores):
             draws = performance_profile(resample(scores, np.random.default_rng(0), 1000), THRESHOLDS)
             axes.fill_between(THRESHOLDS, *np.quantile(draws, [0.025, 0.975], axis=0), color=look["color"], alpha=0.15,
@@ -225,7 +234,7 @@ def _panels(cells: Sequence[Cell], title: str) -> tuple[Figure, dict[object, Axe
         spare.set_visible(False)
     panels: dict[object, Axes] = dict(zip(tasks, grid.ravel(), strict=False))
     for task, axes in panels.items():
-        axes.set_title(str(task), fontsize=9)
+        axes.set_title(literal(str(task)), fontsize=9)
         axes.set_xlabel("gradient steps")
     figure.suptitle(title, fontsize=9)
     return figure, panels
@@ -239,7 +248,7 @@ def _number(cells: Sequence[Cell], cell: Cell) -> int:
 def _name(cells: Sequence[Cell], cell: Cell) -> str:
     """The method, with its number of steps where the same task has several lengths of it."""
     alike = {other.total_steps for other in cells if (other.env_name, other.method) == (cell.env_name, cell.method)}
-    return cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)"
+    return literal(cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)")
 
 
 def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts: bool = True) -> Figure:

@@ -7,19 +7,17 @@
 | best | its highest evaluation ("online" selection) | the test episodes themselves |
 | offline | the evaluation with rank k in the behaviour-cloning loss ("offline" selection) | the training loss |
 
-`best` is what the DiffCPS paper's code reports (DEVIATIONS 8). It is the maximum over tens of noisy numbers, so it
+`best` is what the DiffCPS paper's code reports (D8). It is the maximum over tens of noisy numbers, so it
 lies above what the chosen policy will do. `offline` is the idea of Diffusion-QL (Wang et al. 2023, section 5).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-
-from utils.report.runs import SeedRun
-
-__all__ = ["PROTOCOLS", "TITLES", "evaluation_losses", "offline_index", "score"]
+import pandas as pd
 
 PROTOCOLS = ("last", "last5", "last10", "best", "offline")
 TITLES = {
@@ -30,48 +28,36 @@ TITLES = {
     "offline": "offline-selected",
 }
 Index = Literal["right", "published"]
-# What is compared with the data alone: the denoising loss, or a Gaussian policy's negative log-likelihood of the data's
-# actions, under the name that the algorithm's metrics give it.
-LOSSES = ("bc_loss", "kl_loss")
 
 
-def score(run: SeedRun, protocol: str, top_k: int | None = None, index: Index = "right") -> float | None:
-    """A run's normalised score in percent, or None where it has too few evaluations or no loss to choose by.
+def evaluations(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The mean score, the loss and the run's `top_k` of each evaluation, indexed by run and step in rising order."""
+    rows = episodes.groupby(["run", "step"])
+    mean = rows["score"].agg(lambda scores: scores.to_numpy().mean())  # NumPy's sum, to the last bit
+    return pd.DataFrame({"score": mean, "loss": rows["loss"].first(), "top_k": rows["top_k"].first()})
 
-    top_k: rank for the offline selection, 0 the smallest loss; by default the run's own setting, else 0.
-    Raises ValueError for an unknown protocol.
+
+def scores(episodes: pd.DataFrame, protocol: str, top_k: int | None = None, index: Index = "right") -> pd.Series:
+    """Each run's normalised score in percent, NaN where it has too few evaluations or no loss to choose by.
+
+    episodes: a row per episode, as `read_runs` gives them. top_k: rank for the offline selection, 0 the smallest loss;
+    by default the run's own setting, else 0. Raises ValueError for an unknown protocol.
     """
-    scores = run.scores
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    if not len(scores):
-        return None
-    if protocol == "last":
-        return float(scores[-1])
-    if protocol == "best":
-        return float(scores.max())
-    if protocol == "offline":
-        losses = evaluation_losses(run)
-        rank = int(run.settings.get("top_k", 0)) if top_k is None else top_k
-        return None if losses is None else float(scores[offline_index(losses, rank, index)])
-    count = int(protocol.removeprefix("last"))
-    return float(scores[-count:].mean()) if len(scores) >= count else None
 
+    def offline(run: pd.DataFrame) -> float:
+        rank = int(run["top_k"].iloc[0]) if top_k is None else top_k
+        losses = run["loss"].to_numpy()
+        return np.nan if np.isnan(losses).any() else run["score"].iloc[offline_index(losses, rank, index)]
 
-def evaluation_losses(run: SeedRun) -> np.ndarray | None:
-    """Mean loss on the data's actions since the evaluation before, at each one [E]; None without one."""
-    name = next((name for name in LOSSES if name in run.metrics), None)
-    if name is None:
-        return None
-    steps, values = run.metrics["step"], run.metrics[name]
-    starts = np.concatenate([[0], run.steps[:-1]])
-    losses = [
-        values[(steps > start) & (steps <= stop) & np.isfinite(values)]
-        for start, stop in zip(starts, run.steps, strict=True)
-    ]
-    if any(len(part) == 0 for part in losses):
-        return None
-    return np.array([part.mean() for part in losses])
+    def mean_of_last(run: pd.DataFrame) -> float:
+        count = int(protocol.removeprefix("last") or 1)
+        return run["score"].to_numpy()[-count:].mean() if len(run) >= count else np.nan
+
+    choose: dict[str, Callable[[pd.DataFrame], float]] = {"best": lambda run: run["score"].max(), "offline": offline}
+    by_run = evaluations(episodes).groupby("run")
+    return by_run[["score", "loss", "top_k"]].apply(choose.get(protocol, mean_of_last))
 
 
 def offline_index(losses: np.ndarray, top_k: int, index: Index = "right") -> int:

@@ -1,29 +1,44 @@
-"""Folders of runs, read: one `SeedRun` a seed, one `Cell` for the seeds of the same thing."""
+"""What runs left, read: one `SeedRun` per seed, one `Cell` for the seeds of the same thing, one frame of all episodes.
+
+In a notebook:
+
+    from utils.report.runs import read_runs
+    frame = read_runs(["results"])  # a row per episode
+    frame[frame.step == frame.steps].groupby(["data", "task", "method", "seed"]).score.mean()
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import gzip
 import itertools
 import json
+import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import hyperparameters
 from utils.errors import UserError
 from utils.runs.columns import RUNAWAY, STOPPED
-from utils.runs.reading import read_events
+from utils.runs.reading import read_config, read_evaluations, read_events, read_metrics
 
-__all__ = ["Cell", "Labels", "SeedRun", "find_runs", "group", "order_tasks", "plain", "read_run"]
-
+RUNS, EPISODES = "runs.jsonl", "episodes.csv.gz"  # an export: a line of settings per run, and a row per episode
+# Columns of an export's episodes that are read; those that name the run for a reader stand before them.
+NUMBERS = {"run": "int64", "step": "int64", "episode": "int64", "return": "float64", "score": "float64",
+           "length": "int64", "unstable": "int64", "loss": "float64"}  # fmt: skip
 # How long and how often, not what: these do not make another method.
 LENGTH = ("pretrain_epochs", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes")
 # Run options beside the settings that change what a score means, with the value that needs no mention.
 RUN_OPTIONS = {"eval_seeds": "published", "backend": "mujoco", "load_published": None}
+# What is compared with the data alone: the denoising loss, or a Gaussian policy's negative log-likelihood of the data's
+# actions, under the name that the algorithm's metrics give it.
+LOSSES = ("bc_loss", "kl_loss")
 
 
 @dataclass(frozen=True)
@@ -74,29 +89,34 @@ class Labels:
 class SeedRun:
     """What one seed left.
 
-    steps [E] of the evaluations; episodes: normalised scores in percent, an array an evaluation; metrics: columns of
-    `metrics.csv` (`step` among them), NaN where empty; events: what happened at which step (`faults`); changed:
-    settings other than the task's own, without those of `LENGTH`; total_steps: what the run was asked for.
+    place: its folder, or the export and the run's number there. changed: settings other than the task's own, without
+    those of `LENGTH`. total_steps: what the run was asked for. episodes: a row per episode with `step`, `episode`,
+    `return`, `score` (normalised, in percent), `length`, `unstable` and `loss`, the mean loss on the data's actions
+    since the evaluation before (NaN without one). metrics: columns of `metrics.csv` (`step` among them), NaN where
+    empty; none in an export. events: what happened at which step (`faults`).
     """
 
-    folder: Path
+    place: str
     algo: str
     env_name: str
     seed: int
     label: str
     changed: Mapping[str, Any]
     total_steps: int
-    steps: np.ndarray
-    episodes: Sequence[np.ndarray]
-    unstable: int
-    metrics: Mapping[str, np.ndarray]
+    episodes: pd.DataFrame
     config: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
     events: Sequence[tuple[int, str]] = ()
 
     @property
-    def scores(self) -> np.ndarray:
-        """Mean normalised score of each evaluation [E]."""
-        return np.array([float(values.mean()) for values in self.episodes])
+    def steps(self) -> np.ndarray:
+        """Steps of the evaluations [E], rising."""
+        return np.unique(self.episodes["step"])
+
+    @property
+    def last_scores(self) -> np.ndarray:
+        """Score of each episode of the last evaluation."""
+        return self.episodes.loc[self.episodes["step"] == self.steps[-1], "score"].to_numpy()
 
     @property
     def complete(self) -> bool:
@@ -124,7 +144,7 @@ class Cell:
     changed: Mapping[str, Any]
     total_steps: int
     runs: Sequence[SeedRun]
-    remarks: Sequence[str] = field(default_factory=tuple)
+    remarks: Sequence[str] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -135,86 +155,198 @@ class Cell:
         """The step of the last evaluation that all seeds have."""
         return min(int(run.steps[-1]) for run in self.runs)
 
+    @property
+    def whole(self) -> bool:
+        """Whether that is the length of the task's own settings."""
+        return self.own_steps is not None and self.reached >= self.own_steps
+
+    @property
+    def own_steps(self) -> int | None:
+        """Gradient steps of the task's own settings; None for a task or an algorithm that has none."""
+        try:
+            config = hyperparameters.get(self.algo, self.env_name)
+        except ValueError:
+            return None
+        return config.num_epochs * config.num_steps_per_epoch
+
+    def frame(self) -> pd.DataFrame:
+        """All episodes of all seeds, with `run` the seed and `top_k` its own rank for the offline selection."""
+        return pd.concat(
+            [run.episodes.assign(run=run.seed, top_k=run.settings.get("top_k", 0)) for run in self.runs],
+            ignore_index=True,
+        )
+
 
 # --- Reading --------------------------------------------------------------------------------------------
 
 
-def find_runs(places: Iterable[Path], labels: Labels) -> list[SeedRun]:
-    """Every run at or below `places`, in path order. Raises UserError where there is none or one is damaged."""
-    folders: dict[Path, None] = {}
+def read_runs(places: Iterable[Path | str], labels: Labels | None = None, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Every run at or below `places` as one frame, a row per episode.
+
+    Columns: data, task, algorithm, method (the algorithm and what was changed), steps (that the run was asked for),
+    seed, run (its number), step, episode, return, score, length, unstable, loss, top_k. A run that cannot be read
+    costs a warning. Raises UserError where there is none.
+    """
+    runs, notes = find_runs([Path(place) for place in places], labels or Labels())
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return pd.concat(
+        [
+            run.episodes.assign(data=run.label, task=run.env_name, algorithm=run.algo, method=method_name(run, by),
+                                steps=run.total_steps, seed=run.seed, run=number, top_k=run.settings.get("top_k", 0))
+            for number, run in enumerate(runs)
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+
+
+def find_runs(places: Iterable[Path], labels: Labels) -> tuple[list[SeedRun], list[str]]:
+    """Every run at or below `places`, in path order, and a line for each that cannot be read.
+
+    A folder that holds an export is that export and nothing else. Raises UserError where no run can be read.
+    """
+    found: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
-            raise UserError(f"no folder {place}; name the folder that run.py was given as --dir")
-        for config in sorted(place.rglob("config.json")):
-            if (config.parent / "evaluations.csv").exists():
-                folders[config.parent.resolve()] = None
-    if not folders:
-        raise UserError(f"no run below {', '.join(map(str, places))} (a run leaves config.json and evaluations.csv)")
-    return [read_run(folder, labels) for folder in folders]
+            raise UserError(f"no folder {place}; name the folder that run.py was given as --dir, or an export")
+        if (place / RUNS).exists():
+            found[place.resolve()] = None
+            continue
+        for path in sorted([*place.rglob("config.json"), *place.rglob(RUNS)]):
+            if path.name == RUNS or (path.parent / "evaluations.csv").exists():
+                found[path.parent.resolve()] = None
+    runs: list[SeedRun] = []
+    notes: list[str] = []
+    for folder in found:
+        try:
+            if (folder / RUNS).exists():
+                exported, faults = read_export(folder, labels)
+                runs, notes = [*runs, *exported], [*notes, *faults]
+            else:
+                runs.append(read_run(folder, labels))
+        except UserError as error:
+            notes.append(f"left out: {error}")
+    if not runs:
+        where = ", ".join(map(str, places))
+        raise UserError("; ".join(notes) or f"no run below {where} (a run leaves config.json and evaluations.csv)")
+    return runs, notes
 
 
 def read_run(folder: Path, labels: Labels) -> SeedRun:
     """Read one seed's folder. Raises UserError naming the damaged file."""
-    path = folder / "config.json"
+    evaluations, metrics = folder / "evaluations.csv", folder / "metrics.csv"
+    for path in (folder / "config.json", evaluations, metrics):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is not a file; move it away")
+    config = read_config(folder)
     try:
-        config = json.loads(path.read_text())
-        settings, run = config["settings"], config["run"]
-        steps, episodes, unstable = _read_evaluations(folder / "evaluations.csv")
+        columns, metric = read_evaluations(evaluations), read_metrics(metrics)
+    except OverflowError as error:
+        raise UserError(f"{evaluations} or {metrics.name} holds a number without end ({error})") from error
+    frame = pd.DataFrame({"score" if name == "normalized_score" else name: x for name, x in columns.items()})
+    for name in NUMBERS:
+        if name not in ("run", *frame):
+            frame[name] = np.nan if name == "return" else 0
+    frame = frame.assign(loss=_losses(frame["step"], metric)).sort_values("step", kind="stable", ignore_index=True)
+    return _seed_run(str(folder), config, frame, labels, metric, read_events(metrics))
+
+
+def read_export(folder: Path, labels: Labels) -> tuple[list[SeedRun], list[str]]:
+    """The runs of an export, and a line for each that cannot be read. Raises UserError for damaged episodes."""
+    runs, notes = [], []
+    try:
+        lines = (folder / RUNS).read_text(encoding="utf-8").splitlines()
+        with gzip.open(folder / EPISODES, "rt", encoding="utf-8", newline="") as file:
+            # Floats as text at first: what pandas' own parser reads may differ in the last bit.
+            text = {name: str if kind == "float64" else kind for name, kind in NUMBERS.items()}
+            frame = pd.read_csv(file, usecols=list(NUMBERS), dtype=text, keep_default_na=False)
+        for name in (name for name, kind in NUMBERS.items() if kind == "float64"):
+            frame[name] = [float(value or "nan") for value in frame[name]]
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        raise UserError(f"{folder} is not what --export writes ({type(error).__name__}: {error})") from error
+    episodes = dict(iter(frame.groupby("run", sort=False)))
+    for number, line in enumerate(lines):
+        place = f"{folder / RUNS}, line {number + 1}"
+        try:
+            config = json.loads(line)
+            own = episodes.get(number, frame[:0]).drop(columns="run").reset_index(drop=True)
+            runs.append(_seed_run(place, config, own, labels, {}, config.pop("events", [])))
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            notes.append(f"left out: {place}: {error}")
+    return runs, notes
+
+
+def _seed_run(
+    place: str,
+    config: dict[str, Any],
+    episodes: pd.DataFrame,
+    labels: Labels,
+    metrics: Mapping[str, np.ndarray],
+    events: Sequence[tuple[int, str]],
+) -> SeedRun:
+    """A run of what its files hold. Raises UserError where run.py has not written that."""
+    try:
+        _check(config, episodes)
+        settings, run, dataset = config["settings"], config["run"], config["dataset"]
+        source = str(dataset.get("source", ""))
         return SeedRun(
-            folder=folder,
+            place=place,
             algo=run["algo"],
-            env_name=_task(run["env_name"], config["dataset"]),
-            seed=int(config["seed"]),
-            label=labels.of(config["dataset"]),
+            # For a Minari set its id, whatever --env_name says.
+            env_name=source.removeprefix("minari:") if source.startswith("minari:") else run["env_name"],
+            seed=config["seed"],
+            label=labels.of(dataset),
             changed=_changed(run["algo"], run["env_name"], config),
             total_steps=settings["num_epochs"] * settings["num_steps_per_epoch"],
-            steps=steps,
             episodes=episodes,
-            unstable=unstable,
-            metrics=_read_metrics(folder / "metrics.csv"),
             config=config,
-            events=read_events(folder / "metrics.csv"),
+            metrics=metrics,
+            events=[(int(step), str(text)) for step, text in events],
         )
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not what run.py writes ({type(error).__name__}: {error}); move it away") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{place} is not what run.py writes ({type(error).__name__}: {error}); move it away") from error
 
 
-def _task(env_name: str, dataset: Mapping[str, Any]) -> str:
-    """The task's name; for a Minari set its id, whatever `--env_name` says."""
-    source = str(dataset.get("source", ""))
-    return source.removeprefix("minari:") if source.startswith("minari:") else env_name
+LARGEST, FURTHEST = 1e6, 10**12  # a normalised score in percent, and a step: no run goes beyond
 
 
-def _read_evaluations(path: Path) -> tuple[np.ndarray, list[np.ndarray], int]:
-    """Steps, episodes' scores by evaluation, and the number of episodes that ended in an unstable simulation."""
-    scores: dict[int, list[float]] = {}
-    unstable = 0
-    with open(path, newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                scores.setdefault(int(row["step"]), []).append(float(row["normalized_score"]))
-                unstable += int(row.get("unstable") or 0)
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {number}, is damaged; run again with --resume, or delete it") from error
-    steps = sorted(scores)
-    return np.array(steps, dtype=np.int64), [np.array(scores[step]) for step in steps], unstable
+def _check(config: Mapping[str, Any], episodes: pd.DataFrame) -> None:
+    """Raises ValueError, KeyError or TypeError for what no run has written: all that passes can be shown."""
+    for name, part in config.items():
+        for key, value in part.items() if isinstance(part, dict) else [("", part)]:
+            values = value if isinstance(value, list) else [value]
+            text, longest = f"{key}{values}" if len(values) < 100 else "", 300 if name == "settings" else 4096
+            if not all(isinstance(x, str | int | float | None) for x in values) or not 0 < len(text) <= longest:
+                raise ValueError(f"{name} {str(key)[:40]} is no plain value")
+            if any(min(str(x).encode(), default=32) < 32 for x in (key, *values)):  # encode: no half characters either
+                raise ValueError(f"{name} {str(key)[:40]!r} has control characters")
+    settings, run = config["settings"], config["run"]
+    counts = [config["seed"], settings["num_epochs"], settings["num_steps_per_epoch"], settings.get("top_k", 0)]
+    if any(type(count) is not int or not 0 <= count <= FURTHEST for count in counts):
+        raise ValueError(f"seed, num_epochs, num_steps_per_epoch or top_k is no count: {counts}")
+    if not isinstance(config.get("origins", {}), dict):
+        raise TypeError("origins is no object")
+    if not all(isinstance(run[name], str) for name in ("algo", "env_name")):
+        raise TypeError("algo and env_name are no names")
+    if not all(len(str(name)) <= 300 for name in (run["algo"], run["env_name"], config["dataset"].get("label"))):
+        raise ValueError("a name has more than 300 letters")
+    if not all(isinstance(text, str) for text in run.get("load_published") or ()):
+        raise TypeError("load_published is no list of names")
+    if not isinstance(settings.get("kappa", 0.0), int | float):
+        raise TypeError("kappa is no number")
+    if not episodes["step"].between(0, FURTHEST).all() or (episodes["score"].abs() > LARGEST).any():
+        raise ValueError("a step or a score is beyond all bounds")
 
 
-def _read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Columns as arrays; empty where the run kept none."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        columns = reader.fieldnames or []
-    try:
-        numbers = [name for name in columns if name != "event"]
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in numbers}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run again with --resume, or delete it") from error
+def _losses(steps: pd.Series, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """For each row's step, the mean loss on the data's actions since the evaluation before; NaN without one."""
+    name = next((name for name in LOSSES if name in metrics), None)
+    found = dict.fromkeys(steps, np.nan)
+    for start, stop in itertools.pairwise([0, *sorted(found)]):
+        if name is not None:
+            between = (metrics["step"] > start) & (metrics["step"] <= stop) & np.isfinite(metrics[name])
+            found[stop] = float(metrics[name][between].mean()) if between.any() else np.nan
+    return steps.map(found).to_numpy(np.float64)
 
 
 def _changed(algo: str, env_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +354,8 @@ def _changed(algo: str, env_name: str, config: Mapping[str, Any]) -> dict[str, A
     try:
         own = {name: value for name, (value, _) in hyperparameters.explain(algo, env_name).items()}
     except ValueError:  # an algorithm or task that these tables do not know: what the command line gave
-        own = {name: config["settings"][name] for name, o in config["origins"].items() if o != "command line"}
+        given = config.get("origins", {})
+        own = {name: value for name, value in config["settings"].items() if given.get(name) != "command line"}
     settings = {k: v for k, v in config["settings"].items() if k not in LENGTH and v != own.get(k)}
     run = config["run"]
     options = {k: run[k] for k, usual in RUN_OPTIONS.items() if run.get(k, usual) != usual}
@@ -241,15 +374,15 @@ def group(runs: Sequence[SeedRun], by: Sequence[str] = ()) -> list[Cell]:
     for name in by:
         if not any(name in run.settings for run in runs):
             raise UserError(f"none of the runs has a setting {name!r} to tell methods apart by")
-    found: dict[tuple[Any, ...], list[SeedRun]] = {}
+    found: dict[tuple[str, str, str, int], list[SeedRun]] = {}
     for run in runs:
-        found.setdefault((run.label, run.env_name, _method(run, by), run.total_steps), []).append(run)
+        found.setdefault((run.label, run.env_name, method_name(run, by), run.total_steps), []).append(run)
     cells = []
     for (label, env_name, method, total_steps), members in found.items():
         members.sort(key=lambda run: run.seed)
         for one, other in itertools.pairwise(members):
             if one.seed == other.seed:
-                raise UserError(f"seed {one.seed} of {method} on {env_name} is in {one.folder} and {other.folder}; "
+                raise UserError(f"seed {one.seed} of {method} on {env_name} is in {one.place} and {other.place}; "
                                 "name one of them")  # fmt: skip
         members = _cut(members)
         first = members[0]
@@ -263,14 +396,14 @@ def _cut(runs: list[SeedRun]) -> list[SeedRun]:
     reached = min(int(run.steps[-1]) for run in runs)
     cut = []
     for run in runs:
-        kept = int((run.steps <= reached).sum())
-        if not kept:
-            raise UserError(f"{run.folder} has no evaluation up to step {reached:,}, which another seed stopped at")
-        cut.append(dataclasses.replace(run, steps=run.steps[:kept], episodes=run.episodes[:kept]))
+        kept = run.episodes[run.episodes["step"] <= reached]
+        if not len(kept):
+            raise UserError(f"{run.place} has no evaluation up to step {reached:,}, which another seed stopped at")
+        cut.append(dataclasses.replace(run, episodes=kept))
     return cut
 
 
-def _method(run: SeedRun, by: Sequence[str]) -> str:
+def method_name(run: SeedRun, by: Sequence[str] = ()) -> str:
     """The algorithm and what sets this run apart: `diffcps diffusion_steps=15`."""
     parts = [f"{name}={plain(run.settings[name])}" for name in by if name in run.settings]
     parts += [f"{name}={plain(value)}" for name, value in sorted(run.changed.items()) if name not in by]
@@ -303,7 +436,7 @@ def _remarks(runs: Sequence[SeedRun]) -> tuple[str, ...]:
         for name, values in checked.items()
         if len(set(map(str, values))) > 1
     ]
-    if unstable := sum(run.unstable for run in runs):
+    if unstable := sum(int(run.episodes["unstable"].sum()) for run in runs):
         remarks.append(f"{unstable} episodes ended in an unstable simulation")
     for event, what in ((STOPPED, "stopped, its numbers not finite"), (RUNAWAY, "had Q values that ran away")):
         met = [run for run in runs if any(text.startswith(event) for _, text in run.events)]

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import hyperparameters
-from utils.report.protocols import PROTOCOLS, TITLES, Index, score
+from utils.report import protocols
+from utils.report.protocols import PROTOCOLS, TITLES, Index
 from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, interquartile_mean
-
-__all__ = [
-    "Choice",
-    "Estimate",
-    "Published",
-    "Row",
-    "Table",
-    "make_rows",
-    "make_tables",
-    "mean_and_deviation",
-    "scores_csv",
-    "signed",
-]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
 COLUMNS = {"idql": "IDQL-A"}  # algorithms that Table 1 prints under another name than theirs in capitals
@@ -63,141 +52,98 @@ class Choice:
     index: Index = "right"
 
     def scores(self, cell: Cell, protocol: str) -> np.ndarray | None:
-        """A score a seed [n], or None where one of them has none."""
-        values = [score(run, protocol, self.top_k, self.index) for run in cell.runs]
-        return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Normalised score in percent. deviation: over seeds, None for one; interval of the IQM: None without two."""
-
-    mean: float
-    deviation: float | None
-    iqm: float
-    interval: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A task (or an average) and a method: an estimate a protocol, beside the paper's figure where it has one.
-
-    reached: gradient steps of the last evaluation; steps: the same beside those of the task's own settings.
-    """
-
-    label: str
-    name: str
-    method: str
-    seeds: str
-    reached: str
-    steps: str
-    estimates: Mapping[str, Estimate | None]
-    paper: float | None
-    paper_deviation: float | None
-    corl: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (mean, deviation) by protocol
-
-    def difference(self, protocol: str) -> float | None:
-        """Ours minus the paper's."""
-        estimate = self.estimates[protocol]
-        return None if estimate is None or self.paper is None else estimate.mean - self.paper
+        """A score per seed [n], or None where one of them has none."""
+        values = protocols.scores(cell.frame(), protocol, self.top_k, self.index).to_numpy(np.float64)
+        return None if np.isnan(values).any() else values
 
 
 class Published:
-    """Table 1 of the paper: (mean, deviation or None) by task and algorithm; and CORL's last and best scores."""
+    """Table 1 of the paper: (mean, deviation) by task and algorithm; and CORL's last and best scores. NaN for none."""
 
     def __init__(self, folder: Path = PUBLISHED) -> None:
-        with open(folder / "table1.csv", newline="") as file:
-            self._rows = {row["env_name"]: row for row in csv.DictReader(file)}
-        columns = next(iter(self._rows.values()))
-        self.columns = {name.lower().replace("-", "_"): name for name in columns}  # "diffusion_ql": "Diffusion-QL"
-        self.columns |= COLUMNS
-        self._corl: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-        with open(folder / "corl.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                found = self._corl.setdefault((row["env_name"], row["algorithm"]), {})
-                found[row["score"]] = (float(row["mean"]), float(row["std"]))
+        self._table = pd.read_csv(folder / "table1.csv", index_col="env_name")
+        names = [str(name) for name in self._table.columns]
+        self.columns = {name.lower().replace("-", "_"): name for name in names} | COLUMNS  # "diffusion_ql"
+        self._corl = pd.read_csv(folder / "corl.csv", index_col=["env_name", "algorithm", "score"])
 
-    def get(self, env_name: str, algo: str) -> tuple[float | None, float | None]:
-        """The figure of `algo` on a task, (None, None) where the paper has none."""
-        row, column = self._rows.get(env_name), self.columns.get(algo)
-        if row is None or column is None or not row[column]:
-            return None, None
-        deviation = row.get(f"{column}_std")
-        return float(row[column]), float(deviation) if deviation else None
+    def get(self, env_name: str, algo: str) -> tuple[float, float]:
+        """The figure of `algo` on a task."""
+        columns = [f"{self.columns.get(algo)}{suffix}" for suffix in ("", "_std")]
+        mean, deviation = self._table.reindex(index=[env_name], columns=columns).to_numpy(np.float64)[0]
+        return mean, deviation
 
-    def corl(self, env_name: str, algo: str) -> Mapping[str, tuple[float, float]]:
-        """CORL's (mean, deviation) of `algo` on a task by protocol, `last` and `best`; empty where it has none."""
-        return self._corl.get((env_name, CORL.get(algo, "")), {})
+    def corl(self, env_name: str, algo: str, protocol: str) -> tuple[float, float]:
+        """CORL's (mean, deviation) of `algo` on a task, for the protocols `last` and `best`."""
+        mean, deviation = self._corl.reindex([(env_name, CORL.get(algo, ""), protocol)]).to_numpy(np.float64)[0]
+        return mean, deviation
 
 
 # --- Estimates ------------------------------------------------------------------------------------------
 
 
-def estimate(scores: Sequence[np.ndarray | None], paired: bool) -> Estimate | None:
-    """Over tasks [n_i] each: the mean of the tasks' means, and the IQM over all runs.
+def make_rows(cells: Sequence[Cell], choice: Choice, published: Published) -> pd.DataFrame:
+    """A row per cell and protocol that it has a score for, each origin with its averages after it.
+
+    Columns: row (the cell's number here), data, task, method, seeds, reached (gradient steps of the last evaluation),
+    steps (the same beside those of the task's own settings), protocol, mean, deviation (over seeds, NaN for one), iqm,
+    iqm_low, iqm_high (NaN without two seeds), paper, paper_deviation, difference (ours minus the paper's, for runs of
+    the task's own length: a shorter one says nothing of the method), corl, corl_deviation; scores in percent.
+    """
+    lines: list[tuple[str, list[Cell]]] = []
+    for label in dict.fromkeys(cell.label for cell in cells):
+        own = [cell for cell in cells if cell.label == label]
+        lines += [(cell.env_name, [cell]) for cell in own]
+        for method in dict.fromkeys(cell.method for cell in own):
+            for name, tasks in AVERAGES.items():
+                members = [cell for cell in own if cell.method == method and cell.env_name in tasks]
+                # Over those tasks that were run; no average of fewer than two, or of a task with several lengths.
+                if len({cell.env_name for cell in members}) == len(members) > 1:
+                    lines.append((f"{name} ({len(members)} of {len(tasks)})", members))
+    rows = [
+        {"row": number, **line}
+        for number, (name, members) in enumerate(lines)
+        for line in _estimates(name, members, choice, published)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _estimates(name: str, cells: Sequence[Cell], choice: Choice, published: Published) -> list[dict[str, Any]]:
+    """`make_rows` for one cell, or for the average over several."""
+    first, single, paired = cells[0], len(cells) == 1, len({tuple(cell.seeds) for cell in cells}) == 1
+    papers = [(np.nan, np.nan) if cell.changed else published.get(cell.env_name, cell.algo) for cell in cells]
+    # The mean of the paper's own rows for the same tasks, not its printed average over all of them.
+    paper = float(np.mean([mean for mean, _ in papers]))
+    whole = all(cell.whole for cell in cells)
+    reached = f"{first.reached:,}" if single else ""
+    of = f" of {first.own_steps:,}" if single and first.own_steps not in (None, first.reached) else ""
+    lines = []
+    for protocol in PROTOCOLS:
+        scores = [choice.scores(cell, protocol) for cell in cells]
+        if (found := estimate(scores, paired)) is None:
+            continue
+        other = published.corl(name, first.algo, protocol) if single and not first.changed else (np.nan, np.nan)
+        lines.append({
+            "data": first.label, "task": name, "method": first.method, "seeds": _seeds(first) if paired else "various",
+            "reached": reached, "steps": reached + of, "protocol": protocol, **found, "paper": paper,
+            "paper_deviation": papers[0][1] if single else np.nan,
+            "difference": found["mean"] - paper if whole else np.nan, "corl": other[0], "corl_deviation": other[1],
+        })  # fmt: skip
+    return lines
+
+
+def estimate(scores: Sequence[np.ndarray | None], paired: bool) -> dict[str, float] | None:
+    """Over tasks [n_i] each: the mean of the tasks' means, and the IQM over all runs; None where a task has none.
 
     paired: entry k of every task is the same seed, so that a deviation over seeds' averages exists.
     """
     tasks = [task for task in scores if task is not None]
     if len(tasks) < len(scores) or not tasks:
         return None
-    deviation = None
-    if paired and len(tasks[0]) > 1:
-        deviation = float(np.mean(tasks, axis=0).std())
+    deviation = float(np.mean(tasks, axis=0).std()) if paired and len(tasks[0]) > 1 else np.nan
     # One fixed stream: the same files give the same interval.
-    interval = bootstrap_interval(tasks, interquartile_mean, np.random.default_rng(0))
-    return Estimate(float(np.mean([task.mean() for task in tasks])), deviation, float(interquartile_mean(tasks)),
-                    interval)  # fmt: skip
-
-
-def make_rows(cells: Sequence[Cell], choice: Choice, published: Published) -> list[Row]:
-    """A row a cell, each origin of data with its averages after it."""
-    rows: list[Row] = []
-    for label in dict.fromkeys(cell.label for cell in cells):
-        own = [cell for cell in cells if cell.label == label]
-        rows += [_cell_row(cell, choice, published) for cell in own]
-        for method in dict.fromkeys(cell.method for cell in own):
-            members = [cell for cell in own if cell.method == method]
-            for name, tasks in AVERAGES.items():
-                rows += _average_row(name, tasks, members, choice, published)
-    return rows
-
-
-def _cell_row(cell: Cell, choice: Choice, published: Published) -> Row:
-    paired = {name: estimate([choice.scores(cell, name)], paired=True) for name in PROTOCOLS}
-    paper = (None, None) if cell.changed else published.get(cell.env_name, cell.algo)
-    reached = steps = f"{cell.reached:,}"
-    if (own := _own_steps(cell)) not in (None, cell.reached):
-        steps += f" of {own:,}"
-    corl = {} if cell.changed else published.corl(cell.env_name, cell.algo)
-    return Row(cell.label, cell.env_name, cell.method, _seeds(cell), reached, steps, paired, *paper, corl)
-
-
-def _average_row(
-    name: str, tasks: Sequence[str], cells: Sequence[Cell], choice: Choice, published: Published
-) -> list[Row]:
-    """The average over those of `tasks` that were run; none for fewer than two, or a task with several lengths."""
-    members = [cell for cell in cells if cell.env_name in tasks]
-    if len(members) < 2 or len({cell.env_name for cell in members}) < len(members):
-        return []
-    paired = len({tuple(cell.seeds) for cell in members}) == 1
-    estimates = {p: estimate([choice.scores(cell, p) for cell in members], paired) for p in PROTOCOLS}
-    papers = [None if cell.changed else published.get(cell.env_name, cell.algo)[0] for cell in members]
-    known = [value for value in papers if value is not None]
-    # The mean of the paper's own rows for the same tasks, not its printed average over all of them.
-    paper = float(np.mean(known)) if len(known) == len(papers) else None
-    first = members[0]
-    return [Row(first.label, f"{name} ({len(members)} of {len(tasks)})", first.method,
-                _seeds(first) if paired else "various", "", "", estimates, paper, None)]  # fmt: skip
-
-
-def _own_steps(cell: Cell) -> int | None:
-    """Gradient steps of the task's own settings."""
-    try:
-        config = hyperparameters.get(cell.algo, cell.env_name)
-    except ValueError:
-        return None
-    return config.num_epochs * config.num_steps_per_epoch
+    low, high = bootstrap_interval(tasks, interquartile_mean, np.random.default_rng(0)) or (np.nan, np.nan)
+    return {"mean": float(np.mean([task.mean() for task in tasks])), "deviation": deviation,
+            "iqm": float(interquartile_mean(tasks)), "iqm_low": low, "iqm_high": high}  # fmt: skip
 
 
 def _seeds(cell: Cell) -> str:
@@ -223,7 +169,8 @@ class Table:
     def markdown(self) -> str:
         """GitHub's tables."""
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
-        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, rule, *self.rows)]
+        head, *body = ["| " + " | ".join(map(_markdown, row)) + " |" for row in (self.columns, *self.rows)]
+        lines = [head, "| " + " | ".join(rule) + " |", *body]
         notes = [f"- {note}" for note in self.notes]
         return "\n".join([f"### {self.title}", "", *lines, *([""] if notes else []), *notes, ""])
 
@@ -237,70 +184,110 @@ class Table:
         return "\n".join([*parts, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def harmless(text: str) -> str:
+    """`text` for a cell that a spreadsheet may open: what begins like a formula, and is no number, begins with '."""
+    try:
+        float(text.replace("−", "-"))
+    except ValueError:
+        return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\r") else text
+    return text
+
+
+def _markdown(text: str) -> str:
+    return harmless(text).replace("|", "\\|")
+
+
 _LATEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$",
-          "†": r"$\dagger$", "−": "$-$", "–": "--", "$": r"\$", "~": r"\textasciitilde{}"}  # fmt: skip
+          "†": r"$\dagger$", "−": "$-$", "–": "--", "$": r"\$", "~": r"\textasciitilde{}",
+          "^": r"\textasciicircum{}", "{": r"\{", "}": r"\}"}  # fmt: skip
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in harmless(text))
 
 
-def make_tables(label: str, rows: Iterable[Row], choice: Choice, remarks: Sequence[str] = ()) -> list[Table]:
+def make_tables(label: str, rows: pd.DataFrame, choice: Choice, remarks: Sequence[str] = ()) -> list[Table]:
     """Comparison of methods, all protocols, and interquartile means, for the data of one origin only."""
-    own = [row for row in rows if row.label == label]
-    return [_comparison(label, own, choice), _protocols(label, own, choice, remarks), _iqm(label, own)]
+    own = rows[rows["data"] == label]
+    tables = [_comparison(label, own, choice), _protocols(label, own, choice, remarks), _iqm(label, own)]
+    return [_without_empty_columns(table) for table in tables]
 
 
-def _comparison(label: str, rows: Sequence[Row], choice: Choice) -> Table:
+def _without_empty_columns(table: Table) -> Table:
+    """The table with those columns of numbers only in which some row has one."""
+    kept = [i for i in range(len(table.columns))
+            if i < table.names or any(row[i] not in ("–", "") for row in table.rows)]  # fmt: skip
+    rows = [[row[i] for i in kept] for row in table.rows]
+    return dataclasses.replace(table, columns=[table.columns[i] for i in kept], rows=rows)
+
+
+def _comparison(label: str, rows: pd.DataFrame, choice: Choice) -> Table:
     """Tasks by methods at one protocol, the paper's figures beside them."""
-    methods = list(dict.fromkeys(row.method for row in rows))
-    papers = list(dict.fromkeys(row.method for row in rows if row.paper is not None))
-    lines = []
-    for name, reached in dict.fromkeys((row.name, row.reached) for row in rows):
-        here = {row.method: row for row in rows if (row.name, row.reached) == (name, reached)}
-        lines.append(
-            [name, reached]
-            + [_mean(here[method].estimates[choice.protocol]) if method in here else "–" for method in methods]
-            + [_paper(here[method]) if method in here else "–" for method in papers]
-        )
+    methods = list(rows["method"].unique())
+    rows = rows[rows["protocol"] == choice.protocol].drop_duplicates(["task", "reached", "method"], keep="last")
     # Rows of averages stand where the first method's do: after all tasks.
-    lines.sort(key=lambda line: line[0].startswith("average"))
-    columns = ["task", "gradient steps", *methods, *(f"paper: {method}" for method in papers)]
+    rows = rows.sort_values("task", key=lambda names: names.str.startswith("average"), kind="stable")
+
+    def wide(texts: pd.Series) -> pd.DataFrame:
+        table = rows.assign(text=texts).pivot(index=["task", "reached"], columns="method", values="text").fillna("–")
+        return table.reindex(pd.MultiIndex.from_frame(rows[["task", "reached"]].drop_duplicates()))
+
+    scores = wide(_texts(rows, "mean", "deviation")).reindex(columns=methods, fill_value="–")
+    papers = (
+        wide(_texts(rows, "paper", "paper_deviation")).reindex(columns=methods, fill_value="–").add_prefix("paper: ")
+    )
+    lines = [[*at, *values] for at, *values in scores.join(papers).itertuples(name=None)]
     notes = [DEVIATION_NOTE, _origin_note(label)]
     if choice.protocol == "best":
         notes.insert(0, BEST_NOTE)
-    if papers:
+    if rows["paper"].notna().any():
         notes.append(PAPER_NOTE)
+    columns = ["task", "gradient steps", *scores.columns, *papers.columns]
     return Table(f"{HEADINGS[choice.protocol]}, data: {label}", columns, lines, notes)
 
 
-def _protocols(label: str, rows: Sequence[Row], choice: Choice, remarks: Sequence[str]) -> Table:
+def _protocols(label: str, rows: pd.DataFrame, choice: Choice, remarks: Sequence[str]) -> Table:
     """Every protocol of every row, and how far from the paper."""
-    lines = [
-        [row.name, row.method, row.steps, row.seeds, *(_mean(row.estimates[p]) for p in PROTOCOLS), _paper(row),
-         signed(row.difference("last")), signed(row.difference("best"))]
-        for row in rows
-    ]  # fmt: skip
-    columns = ["task", "method", "gradient steps", "seeds", *(TITLES[p] for p in PROTOCOLS), "paper",
-               "last − paper", "best − paper"]  # fmt: skip
-    corl = any(row.corl for row in rows)
-    if corl:
-        columns += ["CORL last", "CORL best †"]
-        lines = [[*line, *(_corl(row, p) for p in ("last", "best"))] for line, row in zip(lines, rows, strict=True)]
+    names = rows.drop_duplicates("row").set_index("row")
+    table = names[["task", "method", "steps", "seeds"]].set_axis(["task", "method", "gradient steps", "seeds"], axis=1)
+    table = table.join(_by_protocol(rows, _texts(rows, "mean", "deviation")))
+    table["paper"] = _texts(names, "paper", "paper_deviation")
+    for protocol in ("last", "best"):
+        table[f"{protocol} − paper"] = _by_protocol(rows, rows["difference"].map(signed))[TITLES[protocol]]
+    for protocol in ("last", "best"):
+        table[f"CORL {TITLES[protocol]}"] = _by_protocol(rows, _texts(rows, "corl", "corl_deviation"))[TITLES[protocol]]
     rank = "the run's own rank (0 where it has none)" if choice.top_k is None else f"rank {choice.top_k}"
     index = "" if choice.index == "right" else ", with the published code's index, which is another evaluation"
     notes = [DEVIATION_NOTE, BEST_NOTE, f"offline-selected: by the policy's loss on the data's actions, {rank}{index}.",
-             _origin_note(label), *([CORL_NOTE] if corl else []), *remarks]  # fmt: skip
-    return Table(f"All protocols, data: {label}", columns, lines, notes, names=4)
+             _origin_note(label), *([CORL_NOTE] if rows["corl"].notna().any() else []), *remarks]  # fmt: skip
+    return Table(
+        f"All protocols, data: {label}", list(map(str, table.columns)), table.to_numpy().tolist(), notes, names=4
+    )
 
 
-def _iqm(label: str, rows: Sequence[Row]) -> Table:
+def _iqm(label: str, rows: pd.DataFrame) -> Table:
     """Interquartile means with their intervals."""
-    lines = [[row.name, row.method, row.seeds, *(_interval(row.estimates[p]) for p in PROTOCOLS)] for row in rows]
+    low, high = rows["iqm_low"].map(number), rows["iqm_high"].map(number)
+    texts = rows["iqm"].map(number) + (" [" + low + ", " + high + "]").where(rows["iqm_low"].notna(), "")
+    names = rows.drop_duplicates("row").set_index("row")[["task", "method", "seeds"]]
+    table = names.join(_by_protocol(rows, texts))
     notes = ["In brackets the 95 % percentile interval of the stratified bootstrap (5,000 draws) over runs; "
              "none for a single seed. With 2 or 3 runs the IQM is the mean.", BEST_NOTE]  # fmt: skip
-    return Table(f"Interquartile means, data: {label}", ["task", "method", "seeds", *(TITLES[p] for p in PROTOCOLS)],
-                 lines, notes, names=3)  # fmt: skip
+    return Table(
+        f"Interquartile means, data: {label}", list(map(str, table.columns)), table.to_numpy().tolist(), notes, names=3
+    )
+
+
+def _by_protocol(rows: pd.DataFrame, texts: pd.Series) -> pd.DataFrame:
+    """The texts of the rows as a column per protocol, "–" where a row has none."""
+    wide = rows.assign(text=texts).pivot(index="row", columns="protocol", values="text").fillna("–")
+    return wide.reindex(columns=list(PROTOCOLS), fill_value="–").rename(columns=TITLES)
+
+
+def _texts(rows: pd.DataFrame, mean: str, deviation: str) -> pd.Series:
+    """`90.0 ± 8.2` for each row, "–" where it has no mean."""
+    pairs = zip(rows[mean], rows[deviation], strict=True)
+    return pd.Series([with_deviation(*pair) for pair in pairs], index=rows.index, dtype=object)
 
 
 def _origin_note(label: str) -> str:
@@ -309,59 +296,29 @@ def _origin_note(label: str) -> str:
     return f"Data: {label}, not the official D4RL sets: a difference to the paper measures the data as well."
 
 
-def _number(value: float, form: str = ".1f") -> str:
+def number(value: float, form: str = ".1f") -> str:
     """One decimal, a real minus sign, and no minus before zero."""
     text = f"{value:{form}}"
     return text.replace("-", "" if float(text) == 0 else "−")
 
 
-def _mean(value: Estimate | None) -> str:
-    return "–" if value is None else _with_deviation(value.mean, value.deviation)
+def with_deviation(mean: float, deviation: float) -> str:
+    """Both with one decimal; the mean alone, or "–", for NaN."""
+    return "–" if np.isnan(mean) else number(mean) + ("" if np.isnan(deviation) else f" ± {deviation:.1f}")
 
 
 def mean_and_deviation(scores: np.ndarray) -> str:
-    """Of a score a seed [n]; without the deviation for one seed."""
-    return _with_deviation(float(scores.mean()), float(scores.std()) if len(scores) > 1 else None)
+    """Of a score per seed [n]; without the deviation for one seed."""
+    return with_deviation(float(scores.mean()), float(scores.std()) if len(scores) > 1 else np.nan)
 
 
-def _with_deviation(mean: float, deviation: float | None) -> str:
-    return _number(mean) + (f" ± {deviation:.1f}" if deviation is not None else "")
+def signed(value: float) -> str:
+    """A difference: with its sign, "–" for NaN."""
+    return "–" if np.isnan(value) else number(value, "+.1f")
 
 
-def _interval(value: Estimate | None) -> str:
-    if value is None:
-        return "–"
-    bounds = "" if value.interval is None else f" [{_number(value.interval[0])}, {_number(value.interval[1])}]"
-    return _number(value.iqm) + bounds
-
-
-def _paper(row: Row) -> str:
-    if row.paper is None:
-        return "–"
-    return f"{row.paper:.1f}" + (f" ± {row.paper_deviation:.1f}" if row.paper_deviation is not None else "")
-
-
-def _corl(row: Row, protocol: str) -> str:
-    return "{:.1f} ± {:.1f}".format(*row.corl[protocol]) if protocol in row.corl else "–"
-
-
-def signed(value: float | None) -> str:
-    """A difference: with its sign, "–" for None."""
-    return "–" if value is None else _number(value, "+.1f")
-
-
-def scores_csv(rows: Iterable[Row]) -> str:
-    """All rows in long form, a line a protocol, unrounded."""
-    out = io.StringIO()
-    columns = ("data", "task", "method", "seeds", "steps", "protocol", "mean", "deviation", "iqm", "iqm_low",
-               "iqm_high", "paper", "difference")  # fmt: skip
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        for protocol, value in row.estimates.items():
-            if value is not None:
-                low, high = value.interval or (None, None)
-                what = (row.label, row.name, row.method, row.seeds, row.steps, protocol)
-                numbers = (value.mean, value.deviation, value.iqm, low, high, row.paper, row.difference(protocol))
-                writer.writerow([*what, *numbers])
-    return out.getvalue()
+def scores_csv(rows: pd.DataFrame) -> str:
+    """All rows in long form, unrounded."""
+    names = ["data", "task", "method", "seeds"]
+    shown = rows.drop(columns=["row", "reached", "paper_deviation", "corl", "corl_deviation"])
+    return shown.assign(**{name: shown[name].map(harmless) for name in names}).to_csv(index=False, lineterminator="\n")

@@ -1,9 +1,13 @@
-"""Whole-run state in one file a seed, written so that a kill at any moment leaves good ones behind.
+"""Whole-run state in one file per seed, written so that a kill at any moment leaves good ones behind.
 
-A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`: nothing is ever unpickled. Its
-SHA-256 stands in the file itself, as the comment of the zip archive that `torch.save` writes: any reader of such files
-skips it, and a damaged byte is noticed, which PyTorch alone does not. A seed's folder keeps two checkpoints, so that
-there is one to go back to when the newest is damaged.
+A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`: nothing is ever unpickled. It
+says of which format it is, and of which algorithm, task and seed (`Owner`): others are refused.
+
+Its SHA-256 stands in the file itself, as the comment of the zip archive that `torch.save` writes: any reader of such
+files skips it, and a damaged byte is noticed, which PyTorch alone does not. The archive's own CRCs are not enough: they
+leave out its list of records, where one flipped bit makes a record a folder, for which PyTorch gives whatever was in
+memory (a test shows it). A seed's folder keeps two checkpoints, so that there is one to go back to when the newest is
+damaged.
 
 In a state's nested dicts every tensor has the seeds axis first; `split` and `join` cut and glue along it, so that a
 seed's file is the same whether it was trained alone or in company.
@@ -16,6 +20,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -23,36 +28,35 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-
-__all__ = [
-    "CURRENT",
-    "PREVIOUS",
-    "join",
-    "load",
-    "load_named",
-    "load_newest_common",
-    "load_weights",
-    "restore",
-    "save",
-    "save_published",
-    "save_run",
-    "saved_steps",
-    "split",
-]
+from utils.files import atomic_write, first_line, write_to_disk
 
 CURRENT, PREVIOUS, TEMPORARY = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.pt.tmp"
+FORMAT = 2  # of what a checkpoint holds; others are refused
 _SEAL = b"sha256:"
 _SEAL_BYTES = len(_SEAL) + 64
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a checkpoint is."""
+
+    algo: str
+    env_name: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.algo} on {self.env_name}, seed {self.seed}"
 
 
 # --- Writing ----------------------------------------------------------------------------------------------
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write to a temporary file, flush to the disk, verify, rename. Raises UserError where the disk refuses."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    _write_all([temporary], [content])
-    os.replace(temporary, path)
+    """Write tensors and plain values, whole or not at all. Raises UserError where the disk refuses."""
+    try:
+        atomic_write(path, _sealed(content))
+    except OSError as error:
+        raise _no_room(path, error) from error
 
 
 class Part(Protocol):
@@ -62,7 +66,9 @@ class Part(Protocol):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
 
 
-def save_run(folders: Sequence[Path], parts: Mapping[str, Part], logs: Sequence[Mapping[str, int]]) -> None:
+def save_run(
+    folders: Sequence[Path], parts: Mapping[str, Part], logs: Sequence[Mapping[str, int]], owners: Sequence[Owner]
+) -> None:
     """A checkpoint of all parts in each seed's folder; the one before is kept as `checkpoint.previous.pt`.
 
     All are on the disk and verified before the first takes its name, so that whatever moment a kill comes at, there
@@ -70,24 +76,27 @@ def save_run(folders: Sequence[Path], parts: Mapping[str, Part], logs: Sequence[
     UserError where the disk refuses; nothing has changed then.
     """
     states = split({name: part.state_dict() for name, part in parts.items()}, len(folders))
-    contents = [{**state, "logs": dict(lengths)} for state, lengths in zip(states, logs, strict=True)]
+    contents = [
+        {**state, "format": FORMAT, "owner": asdict(owner), "logs": dict(lengths)}
+        for state, owner, lengths in zip(states, owners, logs, strict=True)
+    ]
     _write_all([folder / TEMPORARY for folder in folders], contents)
     for folder in folders:
         _rotate(folder)
 
 
 def restore(parts: Mapping[str, Part], states: Sequence[Mapping[str, Any]]) -> None:
-    """Give every part its state back, the seeds' states joined; an empty one where an earlier version kept none.
+    """Give every part its state back, the seeds' states joined.
 
     Raises UserError where they do not fit.
     """
     try:
         for name, part in parts.items():
-            part.load_state_dict(join([state.get(name, {}) for state in states]))
+            part.load_state_dict(join([state[name] for state in states]))
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"the checkpoint does not fit this run ({type(error).__name__}: {_first_line(error)}); "
+        raise UserError(f"the checkpoint does not fit this run ({type(error).__name__}: {first_line(error)}); "
                         "use --overwrite or another --dir") from error  # fmt: skip
 
 
@@ -102,16 +111,14 @@ def _write_all(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> 
     """Write and verify each; on any failure none is left."""
     try:
         for path, content in zip(paths, contents, strict=True):
-            with open(path, "wb") as file:
-                file.write(_sealed(content))
-                file.flush()
-                os.fsync(file.fileno())
-            if _damage(path.read_bytes()):
+            sealed = _sealed(content)
+            write_to_disk(path, sealed)
+            if path.read_bytes() != sealed:
                 raise OSError("what was written is not what is read back")
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         for path in paths:
             path.unlink(missing_ok=True)
-        raise UserError(f"cannot write {paths[0]}: {_first_line(error)}; free some space and run again") from error
+        raise _no_room(paths[0], error) from error
 
 
 def _sealed(content: Mapping[str, Any]) -> bytes:
@@ -121,6 +128,10 @@ def _sealed(content: Mapping[str, Any]) -> bytes:
     # The archive ends with the comment's length, so far 0, in two bytes.
     archive = buffer.getvalue()[:-2] + _SEAL_BYTES.to_bytes(2, "little")
     return archive + _SEAL + hashlib.sha256(archive).hexdigest().encode()
+
+
+def _no_room(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {first_line(error)}; free some space and run again")
 
 
 def save_published(folders: Sequence[Path], states: Sequence[Mapping[str, Any]], epoch: int) -> None:
@@ -134,14 +145,14 @@ def save_published(folders: Sequence[Path], states: Sequence[Mapping[str, Any]],
 # --- Reading ----------------------------------------------------------------------------------------------
 
 
-def load_newest_common(folders: Sequence[Path]) -> list[dict[str, Any]] | None:
+def load_newest_common(folders: Sequence[Path], owners: Sequence[Owner]) -> list[dict[str, Any]] | None:
     """Every seed's state at the newest step that all have; None where no seed has a checkpoint.
 
     Damaged files are passed over, with a warning. What was chosen is the current checkpoint afterwards. Raises
-    UserError where some seeds have none that can be read, or there is no step common to all.
+    UserError where some seeds have none that can be read, there is no step common to all, or one is of another run.
     """
     reasons: dict[Path, str] = {}
-    found = [_readable(folder, reasons) for folder in folders]
+    found = [_readable(folder, reasons, owner) for folder, owner in zip(folders, owners, strict=True)]
     common = set.intersection(*(set(states) for states in found))
     if not common:
         begun = any((folder / name).exists() for folder in folders for name in (CURRENT, PREVIOUS))
@@ -161,8 +172,13 @@ def saved_steps(folder: Path) -> set[int]:
     return set(_readable(folder, {}))
 
 
-def _readable(folder: Path, reasons: dict[Path, str]) -> dict[int, tuple[str, dict[str, Any]]]:
-    """A seed's checkpoints by step, with their names; why a named one cannot be read goes to `reasons`."""
+def _readable(
+    folder: Path, reasons: dict[Path, str], owner: Owner | None = None
+) -> dict[int, tuple[str, dict[str, Any]]]:
+    """A seed's checkpoints by step, with their names; why a named one cannot be read goes to `reasons`.
+
+    Raises UserError for a checkpoint that is not `owner`'s.
+    """
     states = {}
     for name in (TEMPORARY, PREVIOUS, CURRENT):  # of one step twice, the current one counts
         path = folder / name
@@ -170,10 +186,14 @@ def _readable(folder: Path, reasons: dict[Path, str]) -> dict[int, tuple[str, di
             continue
         try:
             state = load(path)
-            states[int(state["agent"]["step"])] = (name, state)
         except UserError as error:
             if name != TEMPORARY:  # a kill leaves unfinished ones: no news
                 reasons[path] = str(error)
+            continue
+        if owner is not None and state["owner"] != asdict(owner):
+            raise UserError(f"{path} is of another run ({Owner(**state['owner'])}), not of {owner}; "
+                            "move it away, or use another --dir")  # fmt: skip
+        states[int(state["agent"]["step"])] = (name, state)
     return states
 
 
@@ -197,12 +217,20 @@ def _settle(folder: Path, chosen: str) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. Raises UserError for a missing or damaged file."""
+    """Read a checkpoint. Raises UserError for a missing or damaged file, another format, or one without its seal."""
     state = load_weights(path)
+    if not isinstance(state, dict) or not isinstance(state.get("agent"), dict):
+        raise UserError(f"{path} is not a checkpoint of this project")
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path} was written by another version of this project (format {state.get('format', 1)!r}, "
+                        f"here {FORMAT}); go on with that version, or use --overwrite to start anew")  # fmt: skip
     try:
+        Owner(**state["owner"])
         int(state["agent"]["step"])
-    except (TypeError, KeyError, IndexError, ValueError) as error:
+    except (TypeError, LookupError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project") from error
+    if not _has_seal(path.read_bytes()):
+        raise UserError(f"{path} has lost the SHA-256 that it was written with: something else wrote it since")
     return state
 
 
@@ -212,26 +240,28 @@ def load_weights(path: Path) -> Any:
         raise UserError(f"no file {path}")
     try:
         content = path.read_bytes()
-        if damage := _damage(content):
-            raise UserError(f"{path} {damage}")
+        if not content:
+            raise UserError(f"{path} is empty")
+        if _has_seal(content) and not _seal_holds(content):
+            raise UserError(f"{path} is damaged: its bytes do not have the SHA-256 that it was written with")
         with warnings.catch_warnings():  # of what such a file could hold; it holds no more than is unpickled safely
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways: zip, unpickling, key or end-of-file errors
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path} cannot be read as a file of weights, damaged or none at all ({reason})") from error
 
 
-def _damage(content: bytes) -> str | None:
-    """What is wrong with a file's bytes by its own seal; None where it holds, or where others wrote the file."""
+def _has_seal(content: bytes) -> bool:
+    """Whether this project wrote these bytes; others' published weights have none."""
+    return content[-_SEAL_BYTES:].startswith(_SEAL)
+
+
+def _seal_holds(content: bytes) -> bool:
     archive, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
-    if not content:
-        return "is empty"
-    if not seal.startswith(_SEAL) or seal[len(_SEAL) :] == hashlib.sha256(archive).hexdigest().encode():
-        return None
-    return "is damaged: its bytes do not have the SHA-256 that it was written with"
+    return seal[len(_SEAL) :] == hashlib.sha256(archive).hexdigest().encode()
 
 
 def load_named(pairs: Sequence[str], known: Iterable[str]) -> dict[str, Any]:
@@ -271,7 +301,3 @@ def join(states: Sequence[Any]) -> Any:
     if any(state != first for state in states):
         raise UserError("the seeds' checkpoints are not from the same step; resume the seeds one at a time")
     return first
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ import torch
 from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.log import write_json
+from utils.runs.reading import read_config
 
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # Any of these says that a folder holds a run.
@@ -84,7 +84,7 @@ def prepare_folders(
         for folder, config in zip(folders, configs, strict=True):
             if folder in held:
                 _check_same(folder, config)
-        states = checkpoint.load_newest_common(folders)
+        states = checkpoint.load_newest_common(folders, [owner(config) for config in configs])
     try:
         for folder, config in zip(folders, configs, strict=True):
             if states is None:
@@ -98,6 +98,11 @@ def prepare_folders(
     return states
 
 
+def owner(config: Mapping[str, Any]) -> checkpoint.Owner:
+    """Whose checkpoints a seed's folder with this `config.json` holds."""
+    return checkpoint.Owner(config["run"]["algo"], config["run"]["env_name"], config["seed"])
+
+
 def _discard(folder: Path) -> None:
     """Delete a folder, under another name: a kill meanwhile leaves no half of it where a run belongs."""
     doomed = folder.with_name(f".{folder.name}.old")
@@ -109,13 +114,8 @@ def _discard(folder: Path) -> None:
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises UserError listing the settings in which the run in `folder` differs."""
-    path = folder / "config.json"
-    try:
-        old = json.loads(path.read_text())
-        settings, dataset, run = ({**old[part]} for part in ("settings", "dataset", "run"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); use --overwrite or another --dir") from error
+    old = read_config(folder)
+    settings, dataset, run = (old[part] for part in ("settings", "dataset", "run"))
     # A decaying learning rate depends on the length of the run.
     decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
     changeable = () if decays else CHANGEABLE

@@ -1,23 +1,21 @@
-"""One process a run: a lock file beside each seed's folder, which the kernel frees however its process ends."""
+"""One process per run: a lock file beside each seed's folder, which the kernel frees however its process ends."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+
+from filelock import FileLock, SoftFileLock, Timeout
 
 from utils.errors import UserError
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
-
-__all__ = ["RunLock"]
+# A file system without locks, such as some network's.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class RunLock:
@@ -28,38 +26,51 @@ class RunLock:
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self._files: list[int] = []
-        try:
+        self._held = contextlib.ExitStack()
+        with contextlib.ExitStack() as held:
             for folder in folders:
-                self._files.append(_locked(folder))
-        except BaseException:
-            self.close()
-            raise
+                _lock(folder, held)
+            self._held = held.pop_all()
 
     def close(self) -> None:
         """Free the folders."""
-        for file in self._files:
-            os.close(file)
-        self._files = []
+        self._held.close()
 
 
-def _locked(folder: Path) -> int:
-    """The descriptor of the lock file, which is locked until that is closed."""
+def _lock(folder: Path, held: contextlib.ExitStack) -> None:
+    """Take one folder's lock, which `held` frees."""
     path = folder.parent / f".{folder.name}.lock"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-    except BlockingIOError as error:
-        owner = os.pread(file, 200, 0).decode(errors="replace") or "another process"
-        os.close(file)
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link, not a lock; delete it")
+        owner = _owner(path)  # before, since older versions of filelock empty the file that they try
+        lock = FileLock(path, timeout=0)
+        held.enter_context(lock)
+    except Timeout as error:
         raise UserError(f"{folder} is in use by {owner}; wait for it, or use another --dir") from error
-    except OSError as error:  # a full disk, or a network's file system without locks
-        warnings.warn(f"{path}: {error.strerror}; nothing keeps another process from the same folder", stacklevel=3)
-    return file
+    except (OSError, NotImplementedError) as error:
+        if not isinstance(error, NotImplementedError) and error.errno not in NO_LOCKS:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        warnings.warn(f"{path}: the file system has no locks; nothing keeps another process from the same folder",
+                      stacklevel=4)  # fmt: skip
+        return
+    if not isinstance(lock, SoftFileLock):  # a soft one, where the kernel has none, keeps its own record in the file
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+            _sign(path)
+
+
+def _owner(path: Path) -> str:
+    """Whom the lock file names."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+    except OSError:
+        return "another process"
+
+
+def _sign(path: Path) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    finally:
+        os.close(file)

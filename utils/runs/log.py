@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
-import socket
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import hparams, scalar
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import atomic_write, first_line
 from utils.runs.columns import EVALUATION_COLUMNS, SCORE_TAG
-
-__all__ = ["Bar", "CsvFile", "EventFile", "SeedLog", "write_json"]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write through a temporary file, so that a reader never sees half of it, nor a crash leaves it."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """A JSON file, whole or as it was. Raises OSError where the disk refuses."""
+    atomic_write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-class _GrowingFile:
-    """A file that grows by whole pieces, or where the disk refuses, stays as it was. Nothing is kept back in memory."""
+class CsvFile:
+    """A CSV file that grows by whole rows, or where the disk refuses, stays as it was. Nothing is kept in memory.
 
-    def __init__(self, path: Path) -> None:
+    A file that is there keeps its header, and values that this has no column for are left out.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         try:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  open as long as the run
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            header = next(csv.reader(file), None)
+        self._columns = header or list(columns)
+        if header is None:
+            self.rows([dict(zip(columns, columns, strict=True))])
 
-    def write(self, piece: bytes) -> None:
-        """Append it. Raises UserError where the disk refuses."""
+    def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows, all or none. Raises UserError where the disk refuses."""
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns, extrasaction="ignore").writerows(rows)
+        piece = text.getvalue().encode("utf-8", "backslashreplace")
         end, done = self._file.tell(), 0
         try:
             while done < len(piece):
@@ -62,57 +67,63 @@ class _GrowingFile:
         self._file.close()
 
 
-class CsvFile(_GrowingFile):
-    """A CSV file that grows by whole rows.
-
-    A file that is there keeps its header, and values that this has no column for are left out: a run that an earlier
-    version began can go on.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        super().__init__(path)
-        with open(path, newline="", errors="replace") as file:
-            header = next(csv.reader(file), None)
-        self._columns = header or list(columns)
-        if header is None:
-            self.rows([dict(zip(columns, columns, strict=True))])
-
-    def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows, all or none. Raises UserError where the disk refuses."""
-        text = io.StringIO(newline="")
-        csv.DictWriter(text, self._columns, extrasaction="ignore").writerows(rows)
-        self.write(text.getvalue().encode())
-
-
-class EventFile(_GrowingFile):
+class Board:
     """What TensorBoard reads of one seed: scalars by step, and the settings with the score for its HPARAMS tab.
 
-    `torch.utils.tensorboard.SummaryWriter` would write from a thread of its own, which prints a traceback when the
-    disk is full, and would put the settings into a second folder.
+    The CSV files are the record: where the disk refuses events, that is one warning, and the run goes on without.
+    first_step: what a killed process wrote after it is hidden.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        super().__init__(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}")
-        self._records = RecordWriter(self)
-        self._event(Event(file_version="brain.Event:2"))
-        # TensorBoard drops what a killed process wrote from this step on.
-        self._event(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def settings(self, values: Mapping[str, Any], metric: str) -> None:
-        """The run's settings; `metric` is the scalar whose last value HPARAMS shows beside them."""
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
-        experiment, session, _ = hparams(plain, {metric: 0.0})
-        self._event(Event(summary=experiment))
-        self._event(Event(summary=session))
+    def __init__(self, folder: Path, first_step: int, settings: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        _quiet_event_threads()
+        with self._softly():
+            self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+            # `SummaryWriter.add_hparams` would put these into a second folder.
+            for summary in hparams(plain, {SCORE_TAG: 0.0})[:2]:
+                self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers by name at a step."""
-        for name, value in values.items():
-            self._event(Event(step=step, summary=scalar(name, value)))
+        with self._softly():
+            for name, value in values.items():
+                if self._writer is not None:
+                    self._writer.add_scalar(name, value, step)
 
-    def _event(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
+    def flush(self) -> None:
+        """Bring everything into the file."""
+        with self._softly():
+            if self._writer is not None:
+                self._writer.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _softly(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            warnings.warn(f"no more TensorBoard events of {self._folder}: {first_line(error)}", stacklevel=4)
+
+
+def _quiet_event_threads() -> None:
+    """`SummaryWriter`'s thread prints a traceback of the disk's error, and hands it to the caller as well."""
+    if getattr(threading.excepthook, "quiet", False):
+        return
+    usual = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if not (type(raised.thread).__module__.startswith("tensorboard.") and isinstance(raised.exc_value, OSError)):
+            usual(raised)
+
+    hook.quiet = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 class SeedLog:
@@ -124,8 +135,7 @@ class SeedLog:
     def __init__(self, folder: Path, metrics: Sequence[str], step: int, settings: Mapping[str, Any]) -> None:
         self.metrics_file = CsvFile(folder / "metrics.csv", ("step", *metrics, "steps_per_s", "event"))
         self.evaluations_file = CsvFile(folder / "evaluations.csv", EVALUATION_COLUMNS)
-        self.board = EventFile(folder, step)
-        self.board.settings(settings, SCORE_TAG)
+        self.board = Board(folder, step, settings)
 
     def metrics(self, step: int, values: Mapping[str, float], steps_per_s: float, event: str = "") -> None:
         """One row of training metrics; a metric that was never due in the interval stays empty.
@@ -145,7 +155,7 @@ class SeedLog:
         lengths: Sequence[int],
         unstable: Sequence[bool],
     ) -> None:
-        """One row an episode; all arguments but the step have one entry an episode."""
+        """One row per episode; all arguments but the step have one entry per episode."""
         episodes = zip(returns, scores, lengths, unstable, strict=True)
         self.evaluations_file.rows(
             dict(zip(EVALUATION_COLUMNS, (step, e, float(r), float(s), int(n), int(u)), strict=True))
@@ -155,7 +165,8 @@ class SeedLog:
         self.board.scalars(means, step)
 
     def sync(self) -> dict[str, int]:
-        """Bring the CSV files to the disk; their lengths in bytes, for the checkpoint."""
+        """Bring everything to the disk; the CSV files' lengths in bytes, for the checkpoint."""
+        self.board.flush()
         return {file.path.name: file.sync() for file in (self.metrics_file, self.evaluations_file)}
 
     def close(self) -> None:
@@ -171,7 +182,7 @@ def _group(name: str) -> str:
 
 
 class Bar:
-    """The progress bar, or with `quiet` a line an evaluation, for logs."""
+    """The progress bar, or with `quiet` a line per evaluation, for logs."""
 
     def __init__(self, total: int, start: int, quiet: bool, title: str) -> None:
         self._quiet = quiet

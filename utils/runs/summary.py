@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.runs.columns import STOPPED
-from utils.runs.reading import read_evaluations, read_events
+from utils.runs.reading import read_events, scores_by_step
 
 LAST = 5  # evaluations in the "mean of the last" column
 
@@ -49,7 +49,7 @@ def summary_table(folders: Sequence[Path], behaviour_score: float | None = None)
 
 def _means(folder: Path) -> dict[int, float]:
     """Mean normalised score of each evaluation of a seed, by step."""
-    return {step: float(x.mean()) for step, x in read_evaluations(folder / "evaluations.csv").items()}
+    return {step: float(x.mean()) for step, x in scores_by_step(folder / "evaluations.csv").items()}
 
 
 def save_curve(folders: Sequence[Path], title: str, behaviour_score: float | None = None) -> Path | None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.data.dataset import Columns
 from utils.errors import UserError
+from utils.files import first_line
 from utils.seeding import torch_generators
 
 __all__ = ["COMPILE_PAYS_FROM", "MODES", "CapturedActions", "Runner", "acting", "choose_mode", "forget_compiled"]
@@ -372,8 +373,7 @@ def _compiled(agent: Any, names: Sequence[str], trial: Callable[[], None], dynam
     except Exception as error:  # whatever the compiler tool-chain raises: the run goes on without it
         for name, function in plain.items():
             setattr(agent, name, function)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"torch.compile failed, {' and '.join(names)} stay uncompiled: {reason}", stacklevel=2)
+        warnings.warn(f"torch.compile failed, {' and '.join(names)} stay uncompiled: {first_line(error)}", stacklevel=2)
         return False
     return True
 

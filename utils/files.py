@@ -1,0 +1,43 @@
+"""Files written whole or not at all, and an error's first line: what every room that writes needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def atomic_write(path: Path, content: bytes | memoryview | str) -> None:
+    """Write a file that a reader sees as it was or whole, whatever moment a kill or a full disk comes at.
+
+    Text is written as UTF-8. On failure no temporary file is left. Raises OSError where the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_to_disk(temporary, content)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_to_disk(path: Path, content: bytes | memoryview | str) -> None:
+    """Write a new file, never through a link that stands there, and return when it is on the disk.
+
+    On failure the file is gone. Raises OSError.
+    """
+    # A path that is no UTF-8 has letters that cannot be written as such.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    try:
+        path.unlink(missing_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
