@@ -20,21 +20,17 @@ action that is integrated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from agents.parts.adam import Adam, learning_rate_factor
-from agents.parts.agent import Agent, Batch, Draws, Transitions, blocks
+from agents.parts.agent import Agent, Batch, Draws, Outcome, Transitions, blocks
 from agents.parts.draws import Rng, exponentials, normals, uniforms
 from agents.parts.layers import MLP
-from agents.parts.parameters import default_init
-from agents.parts.published import required
 from agents.parts.returns import backward
-from agents.parts.sde import ScoreNetwork, Solver, denoising_loss, score_init
+from agents.parts.sde import ScorePolicy, Solver
 
 PRETRAINING, TRAINING = 0, 1  # phases
 EARLIEST = 1e-5  # least time of the denoising loss, as published
@@ -47,41 +43,18 @@ class SfBC(Agent):
     METRICS = ("bc_loss", "critic_loss", "q_mean", "actor_grad_norm", "critic_grad_norm")
     COMPILED = ("behaviour_loss", "critic_loss")
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        max_action: float,
-        config: Any,
-        seeds: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(state_dim, action_dim, max_action, config, seeds, device)
-        c, n = config, self.num_seeds
-        self.solver = Solver(c.diffusion_steps, order=3, data=True, device=self.device)
-        self.actor = ScoreNetwork(self.sizes, c.hidden_dim)
-        widths = [state_dim + action_dim, *[c.hidden_dim] * c.critic_layers, 1]
-        self.critic = MLP(widths, self.sizes, silu, "sort")
-        generators = self.init_generators()
-        default_init(self.critic.parameters, generators)  # first: a planning makes the same weights again
-        score_init(self.actor.parameters, generators)
-        self.networks = {"actor": self.actor.parameters, "critic": self.critic.parameters}
-        self.optimizers = {
-            "actor": Adam(self.actor.parameters, n, c.learning_rate, c.grad_norm),
-            "critic": Adam(self.critic.parameters, n, c.critic_learning_rate, c.grad_norm),
-        }
+    def build(self) -> None:
+        c = self.config
+        widths = [self.state_dim + self.action_dim, *[c.hidden_dim] * c.critic_layers, 1]
+        # First: a planning makes the same weights again.
+        self.critic = self.learn("critic", MLP(widths, self.sizes, silu, "sort"), c.critic_learning_rate)
+        solver = Solver(c.diffusion_steps, order=3, data=True, device=self.device)
+        self.actor = self.learn("actor", ScorePolicy(self.sizes, solver, c.hidden_dim), c.learning_rate)
         # The returns, and the same with mean 0 and deviation 1, which Q learns; a planning reads the scale off both.
         self.planned = {"returns": 1, "targets": 1}
 
-    @property
-    def first_step(self) -> int:
-        return -self.config.pretrain_epochs * self.config.num_steps_per_epoch
-
     def phase(self, step: int) -> int:
         return PRETRAINING if step < 0 else TRAINING
-
-    def schedule(self, step: int) -> tuple[float, ...]:
-        return (learning_rate_factor(self.config, max(step, 0)),)
 
     def _draw(self, rng: Rng, batch_size: int, steps: int) -> dict[str, Tensor]:
         times = uniforms(rng, self.num_seeds, steps, (batch_size,))
@@ -110,7 +83,7 @@ class SfBC(Agent):
             # Where a trajectory ends there is no R_{n+1}, only V, if the environment goes on.
             bootstrapped = rewards + self.config.discount * self._next_values(transitions, rng, columns)
             returns = backward(torch.where(ends, bootstrapped, rewards), factors, bootstrapped)
-            default_init(self.critic.parameters, self.init_generators())
+            self.critic.initialize(self.init_generators())
             self.optimizers["critic"].reset()
         mean, deviation = _scale(returns)
         columns["returns"].copy_(returns.unsqueeze(2))
@@ -130,7 +103,7 @@ class SfBC(Agent):
             rows = transitions.block(start, stop)
             states = rows["next_states"].expand(n, -1, -1)
             noise = normals(rng, n, 1, (stop - start, c.plan_actions, self.action_dim))[0].flatten(1, 2)
-            q = self.value(states, self.solver.actions(self.actor, states, noise)).unflatten(1, (stop - start, -1))
+            q = self.value(states, self.actor.sample(states, noise)).unflatten(1, (stop - start, -1))
             v = ((c.alpha * q).softmax(dim=2) * q).sum(dim=2)
             values[:, start:stop] = (v * deviation + mean) * rows["not_dones"][:, 0]
         return values
@@ -139,19 +112,15 @@ class SfBC(Agent):
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         if self.phase(step) == PRETRAINING:
-            loss, metrics = self.behaviour_loss(batch, draws)
-            metrics["actor_grad_norm"] = self.optimizers["actor"].step(self.actor.parameters.gradient(loss))
-            return metrics
-        loss, metrics = self.critic_loss(batch, draws)
-        metrics["critic_grad_norm"] = self.optimizers["critic"].step(self.critic.parameters.gradient(loss))
-        return metrics
+            return self.descend("actor", self.behaviour_loss(batch, draws))
+        return self.descend("critic", self.critic_loss(batch, draws))
 
-    def behaviour_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def behaviour_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """The denoising loss of the data's actions [S]."""
-        loss = denoising_loss(self.actor, batch["actions"], batch["states"], draws["times"], draws["noise"])
+        loss = self.actor.loss(batch["actions"], batch["states"], draws["times"], draws["noise"])
         return loss, {"bc_loss": loss.detach()}
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Q's squared error against the planned returns, both with mean 0 and deviation 1 over the data [S]."""
         errors = self.value(batch["states"], batch["actions"]) - batch["targets"][..., 0]
         loss = errors.square().mean(dim=1)
@@ -170,33 +139,12 @@ class SfBC(Agent):
         The largest values of alpha Q plus Gumbel noise are such a draw.
         """
         shape = noise["exponential"].shape
-        actions = self.solver.actions(self.actor, states, noise["noise"].flatten(1, 2))
+        actions = self.actor.sample(states, noise["noise"].flatten(1, 2))
         values = self.config.select_alpha * self.value(states, actions).view(shape)
         chosen = (values - noise["exponential"].log()).topk(self.config.actions_averaged, dim=2).indices
         index = chosen.unsqueeze(-1).expand(-1, -1, -1, self.action_dim)
         average = actions.view(*shape, -1).gather(2, index).mean(dim=2)
         return average.clamp(-self.max_action, self.max_action)
-
-    # --- Published names --------------------------------------------------------------------------------
-
-    def load_published(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Weights as the published code saves them: `actor` (its ckpt600.pth), `critic` (critic_ckpt....pth).
-
-        Raises ValueError for missing or misshapen weights.
-        """
-        for seed in range(self.num_seeds):
-            self.actor.parameters.load_member(seed, required(networks, "actor"))
-            self.critic.parameters.load_member(seed, required(networks, "critic"))
-
-    def published_state(self) -> list[dict[str, Any]]:
-        """One dict a seed: `actor`, `critic` by published names."""
-        return [
-            {
-                "actor": self.actor.parameters.member_state(seed),
-                "critic": self.critic.parameters.member_state(seed),
-            }
-            for seed in range(self.num_seeds)
-        ]
 
 
 def _scale(returns: Tensor) -> tuple[Tensor, Tensor]:

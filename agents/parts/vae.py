@@ -42,7 +42,7 @@ class VariationalAutoencoder(Network):
         hidden = torch.relu(linear(hidden, p["d2.weight"], p["d2.bias"]))
         return linear(hidden, p["d3.weight"], p["d3.bias"])
 
-    def actions(self, raw: Tensor) -> Tensor:
+    def squashed(self, raw: Tensor) -> Tensor:
         """The actions in the box that `decode`'s numbers stand for."""
         return torch.tanh(raw) * self.max_action
 
@@ -53,6 +53,6 @@ class VariationalAutoencoder(Network):
     def loss(self, states: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
         """Squared error of the decoded action + KL_WEIGHT KL(code || standard normal), means over dimensions [S]."""
         mean, log_std = self.encode(states, actions)
-        decoded = self.actions(self.decode(states, mean + log_std.exp() * noise))
+        decoded = self.squashed(self.decode(states, mean + log_std.exp() * noise))
         kl = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp())
         return ((decoded - actions).square().mean(dim=(1, 2))) + self.KL_WEIGHT * kl.mean(dim=(1, 2))

@@ -111,9 +111,9 @@ def test_the_multiplier_rises_where_the_constraint_is_broken_and_keeps_its_bound
         optimizer.step()
         torch.testing.assert_close(metrics["alpha"][0], plain.detach().exp(), rtol=1e-5, atol=1e-6)
     assert sign * plain.item() > 0.1
-    agent.log_alpha.flat.fill_({1: 9.99, -1: -4.99}[sign])
+    agent.alpha.flat.fill_({1: 9.99, -1: -4.99}[sign])
     agent.update(transitions(g), agent.draw(g, 16))
-    assert agent.log_alpha.flat.item() == {1: 10.0, -1: -5.0}[sign]
+    assert agent.alpha.flat.item() == {1: 10.0, -1: -5.0}[sign]
 
 
 def test_the_value_counts_from_the_end_of_the_warm_up() -> None:

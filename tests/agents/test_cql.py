@@ -16,7 +16,6 @@ from torch.nn import functional as F
 import hyperparameters
 from agents.cql import CQL, IMPROVING
 from agents.parts.losses import conservative_gap
-from agents.parts.parameters import average
 from tests.d3rlpy_cases import Recording
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 6, 0.8
@@ -54,29 +53,30 @@ def test_losses_and_steps_are_those_that_d3rlpy_recorded(case: str) -> None:
     c["target_action_gap"] = gap if case == "lagrange" else -1.0
     config = hyperparameters.get("cql", "hopper-medium-v2", bc_steps=0, **c)
     agent = CQL(4, 2, 1.0, config, seeds=[0, 1])
-    agent.load_published(recording.networks("before"))
+    before = recording.networks("before")
+    agent.load_published({**before, **before["temperature"], **before["multiplier"]})
     for k in range(updates):
         batch, draws = recording.group(f"batch/{k}", seeds=2), recording.group(f"draws/{k}", seeds=2)
         expected = recording.group(f"metrics/{k}", seeds=2)
         if agent.lagrange:
-            agent._step_multiplier(agent.critic_loss(batch, draws)[1]["conservative_loss"])
+            agent.ascend("alpha_prime", agent.critic_loss(batch, draws)[1]["conservative_loss"] - gap)
         torch.testing.assert_close(agent.alpha_prime(), expected["alpha"], rtol=1e-5, atol=0)
-        loss, metrics = agent.critic_loss(batch, draws)
+        loss, metrics = outcome = agent.critic_loss(batch, draws)
         torch.testing.assert_close(loss, expected["critic_loss"], rtol=1e-4, atol=1e-5)
         penalty = agent.alpha_prime() * 2 * (metrics["conservative_loss"] - (gap if agent.lagrange else 0.0))
         torch.testing.assert_close(penalty, expected["conservative_loss"], rtol=1e-4, atol=1e-5)
-        agent.optimizers["critic"].step(agent.critic.parameters.gradient(loss))
-        entropy = agent._step_temperature(batch, draws)
+        agent.descend("critic", outcome)
+        entropy = agent.entropy(batch, draws)
+        agent.ascend("alpha", -(entropy + 2))
         torch.testing.assert_close(agent.alpha(), expected["temp"], rtol=1e-5, atol=0)
         if k == 0:  # its weight was 1
             torch.testing.assert_close(entropy + 2, expected["temp_loss"], rtol=1e-4, atol=1e-5)
-        loss, _ = agent.policy_loss(batch, draws)
-        torch.testing.assert_close(loss, expected["actor_loss"], rtol=1e-4, atol=1e-5)
-        agent.optimizers["actor"].step(agent.actor.parameters.gradient(loss))
-        average(agent.critic_target.parameters, agent.critic.parameters, config.tau)
+        metrics = agent.descend("actor", agent.policy_loss(batch, draws))
+        torch.testing.assert_close(metrics["actor_loss"], expected["actor_loss"], rtol=1e-4, atol=1e-5)
+        agent.critic_target.follow(agent.critic)
     unlike = () if agent.lagrange else ("log_alpha_prime",)
-    for state in agent.published_state():
-        recording.assert_networks({"multiplier": {}, **state}, "after", unlike)
+    for state in agent.published_state():  # the project has a number where d3rlpy has a module
+        recording.assert_networks({"temperature": state, "multiplier": state, **state}, "after", unlike)
 
 
 # --- Against a plain second implementation ------------------------------------------------------------------------
@@ -182,11 +182,9 @@ def test_the_update_equals_a_plain_one(gap: float, max_q_backup: bool) -> None:
     for name, prefix, net in [*pairs, ("critic_target", "q2_model", plain.q_target[1])]:
         for weight, value in net.state_dict().items():
             torch.testing.assert_close(state[name][f"{prefix}.{weight}"], value, rtol=1e-3, atol=2e-5)
-    torch.testing.assert_close(state["temperature"]["log_alpha"], plain.log_alpha.data, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(state["log_alpha"], plain.log_alpha.data, rtol=1e-4, atol=1e-6)
     if gap >= 0:
-        torch.testing.assert_close(
-            state["multiplier"]["log_alpha_prime"], plain.log_alpha_prime.data, rtol=1e-4, atol=0
-        )
+        torch.testing.assert_close(state["log_alpha_prime"], plain.log_alpha_prime.data, rtol=1e-4, atol=0)
 
 
 # --- Closed forms -------------------------------------------------------------------------------------------------
@@ -218,7 +216,7 @@ def test_the_sampled_sum_estimates_the_integral_of_exp_q() -> None:
     draws["next_action_noise"] = draws["next_action_noise"][:, :1]
     draws = {name: value[:, :samples] for name, value in draws.items()}
     agent.critic = lambda states, actions: (actions / MAX_ACTION @ slopes).unsqueeze(1).expand(-1, 2, -1)
-    actions, density = agent._sampled_actions(batch, draws)
+    actions, density = agent.sampled_actions(batch, draws)
     assert actions.shape == (1, 1, 3 * samples, ACTIONS) and actions.abs().max() <= MAX_ACTION
     expected = (2 * torch.sinh(slopes) / slopes).log().sum()
     for kind in (slice(0, samples), slice(samples, 2 * samples), slice(2 * samples, 3 * samples)):
@@ -255,17 +253,16 @@ def test_the_penalised_q_of_one_state_has_the_known_fixed_point() -> None:
 
 def test_the_multiplier_moves_towards_its_gap_and_stops_at_its_limit() -> None:
     agent = make(target_action_gap=2.0, seeds=(0, 1))
-    agent._step_multiplier(torch.tensor([5.0, 1.0]))
+    violation = torch.tensor([5.0, 1.0]) - 2.0
+    agent.ascend("alpha_prime", violation)
     above, below = agent.alpha_prime()
     assert above > 1 > below
-    agent.multiplier.flat.fill_(math.log(2e6))
+    agent.alpha_prime.flat.fill_(math.log(2e6))
     assert agent.alpha_prime().tolist() == [1e6, 1e6]
-    before = agent.multiplier.flat.clone()
-    agent.optimizers["multiplier"].load_state_dict(
-        make(target_action_gap=2.0, seeds=(0, 1)).optimizers["multiplier"].state_dict()
-    )
-    agent._step_multiplier(torch.tensor([5.0, 1.0]))
-    assert torch.equal(agent.multiplier.flat, before)  # the clamp has no slope beyond its bound
+    before = agent.alpha_prime.flat.clone()
+    agent.optimizers["alpha_prime"].reset()
+    agent.ascend("alpha_prime", violation)
+    assert torch.equal(agent.alpha_prime.flat, before)  # the clamp has no slope beyond its bound
 
 
 def test_the_entropys_weight_grows_where_the_entropy_is_too_small() -> None:
@@ -274,8 +271,9 @@ def test_the_entropys_weight_grows_where_the_entropy_is_too_small() -> None:
         agent.actor.parameters.flat.zero_()
         agent.actor.parameters["net.6.bias"][:, ACTIONS:] = torch.tensor([[-4.0], [0.0]])
     batch = {name: value.expand(2, -1, -1) for name, value in transitions(0).items()}
-    entropy = agent._step_temperature(batch, agent.draw(torch.Generator().manual_seed(0), ROWS))
-    assert entropy[0] < -ACTIONS < entropy[1]
+    metrics = agent.update(batch, agent.draw(torch.Generator().manual_seed(0), ROWS))
+    assert metrics["entropy"][0] < -ACTIONS < metrics["entropy"][1]
+    assert torch.equal(metrics["alpha"], agent.alpha())
     assert agent.alpha()[0] > 1 > agent.alpha()[1]
 
 
@@ -302,8 +300,7 @@ def test_cloning_brings_the_policy_to_the_data() -> None:
 
     assert error() > 0.9
     for _ in range(400):
-        loss, _ = agent.cloning_loss(batch, agent.draw(rng, 8))
-        agent.optimizers["actor"].step(agent.actor.parameters.gradient(loss))
+        agent.descend("actor", agent.cloning_loss(batch, agent.draw(rng, 8)))
     assert error() < 0.3
 
 

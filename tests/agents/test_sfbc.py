@@ -140,7 +140,7 @@ def test_candidates_are_drawn_by_softmax_without_replacement() -> None:
     """Three candidates with known Q: frequencies of the pairs that are averaged."""
     rows = 40_000
     learner = agent(action_candidates=3, actions_averaged=2, select_alpha=2.0)
-    learner.solver.actions = lambda network, states, start: torch.tensor([0.1, 0.2, 0.6]).repeat(rows).view(1, -1, 1)
+    learner.actor.sample = lambda states, start: torch.tensor([0.1, 0.2, 0.6]).repeat(rows).view(1, -1, 1)
     learner.value = lambda states, actions: actions[..., 0]
     draws = {
         "noise": torch.zeros(1, rows, 3, 1),
