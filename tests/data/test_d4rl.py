@@ -3,8 +3,13 @@
 import hashlib
 import http.server
 import json
+import os
+import resource
+import subprocess
+import sys
 import threading
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import h5py
@@ -12,8 +17,8 @@ import numpy as np
 import pytest
 
 from utils import tasks
-from utils.data import d4rl, download
-from utils.data.rows import Rows, qlearning_transitions
+from utils.data import d4rl, download, rows
+from utils.data.rows import Rows, qlearning_transitions, read_rows
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,6 +336,113 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, options):
     tracemalloc.stop()
     assert 20 < refused < 200
     assert peak < 64e6
+
+
+def wait_for(path: Path, seconds: float = 20.0, **arguments) -> str:
+    """What loading says, in a process of its own that may not hang."""
+    code = "import sys; from utils.data import d4rl; d4rl.load(sys.argv[1], sys.argv[2])"
+    command = [sys.executable, "-c", code, HOPPER, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=seconds, check=False)
+    return run.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["external storage", "external link", "soft link", "virtual"])
+def test_numbers_outside_the_file_are_refused_before_they_are_opened(tmp_path, kind):
+    """They stand outside the recorded SHA-256. The other file is a pipe: whoever opens it hangs."""
+    arrays = make_arrays(50)
+    rewards = arrays.pop("rewards")
+    path, elsewhere = write(tmp_path / "a.hdf5", arrays), tmp_path / "elsewhere"
+    os.mkfifo(elsewhere)
+    with h5py.File(path, "a") as file:
+        if kind == "external storage":
+            file.create_dataset("rewards", shape=(50,), dtype="f4", external=[(str(elsewhere), 0, h5py.h5f.UNLIMITED)])
+        elif kind == "external link":
+            file["rewards"] = h5py.ExternalLink(str(elsewhere), "/rewards")
+        elif kind == "soft link":
+            file["other"] = rewards
+            file["rewards"] = h5py.SoftLink("/other")
+        else:
+            layout = h5py.VirtualLayout(shape=(50,), dtype="f4")
+            layout[:] = h5py.VirtualSource(str(elsewhere), "rewards", shape=(50,))
+            file.create_virtual_dataset("rewards", layout)
+    words = "is a link" if "link" in kind else "is stored in another file"
+    assert f"'rewards' {words}" in wait_for(path)
+
+
+def test_a_pipe_and_a_device_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a file" in wait_for(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is not a file"):
+        read_rows("/dev/zero")
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_the_recorded_hash_is_that_of_the_rows_that_were_read(tmp_path, monkeypatch, how):
+    path = write(tmp_path / "a.hdf5", make_arrays(300))
+    os.utime(path, ns=(0, 0))
+    first, other = path.read_bytes(), write(tmp_path / "b.hdf5", make_arrays(300, seed=1))
+    read = d4rl.read_rows
+
+    def changed_after_hashing(*arguments, **options):
+        path.write_bytes(other.read_bytes()) if how == "written" else os.replace(other, path)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(d4rl, "read_rows", changed_after_hashing)
+    if how == "written":
+        with pytest.raises(UserError, match="was written to while it was read"):
+            d4rl.load(HOPPER, path)
+    else:
+        dataset = d4rl.load(HOPPER, path)
+        assert dataset.info["sha256"] == hashlib.sha256(first).hexdigest()
+        np.testing.assert_array_equal(dataset.rewards, plain_transitions(make_arrays(300), 1000)["rewards"])
+
+
+@pytest.mark.parametrize("kind", ["zeros", "long block", "long stream"])
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path, monkeypatch, kind):
+    """Files of 100 kB or so that would unpack to 100 MB or more: by size, in a block longer than the array, or by a
+    stream that is longer than its block."""
+    monkeypatch.setattr(rows, "_HARMLESS_BYTES", 4_000_000)
+    path, arrays = tmp_path / "bomb.hdf5", make_arrays(2_000)
+    if kind == "zeros":
+        arrays = {key: np.zeros((2_000_000, *array.shape[1:]), array.dtype) for key, array in arrays.items()}
+        write(path, arrays, compression="gzip", compression_opts=9, chunks=True)
+    else:
+        write(path, {key: array for key, array in arrays.items() if key != "observations"})
+        with h5py.File(path, "a") as file:
+            chunk = (2_000_000, 11) if kind == "long block" else (2_000, 11)
+            states = file.create_dataset(
+                "observations", (2_000, 11), "f4", maxshape=(None, 11), chunks=chunk, compression="gzip"
+            )
+            stream = zlib.compress(bytes(200_000_000), 9)
+            states.id.write_direct_chunk((0, 0), stream)
+    size = path.stat().st_size
+    assert size < 1_500_000
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"would unpack to|packed into more bytes") as error:
+        d4rl.load(HOPPER, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "\n" not in str(error.value) and peak < 4e6
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB: HDF5's own memory
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"shuffle": True, "fletcher32": True}])
+def test_blocks_that_reach_beyond_the_array_are_read(tmp_path, options):
+    path = write(tmp_path / "a.hdf5", make_arrays(50))
+    with h5py.File(path, "a") as file:
+        for key, array in make_arrays(50).items():
+            del file[key]
+            chunks = (40, *array.shape[1:])
+            file.create_dataset(key, data=array, chunks=chunks, maxshape=(None, *array.shape[1:]), **options)
+    assert d4rl.load(HOPPER, path).info["rows"] == 50
+
+
+def test_well_packed_sets_are_read(tmp_path):
+    """Constant columns pack a thousand times smaller; a set that is small all the same is no bomb."""
+    arrays = {key: np.zeros_like(array) for key, array in make_arrays(50_000).items()}
+    path = write(tmp_path / "a.hdf5", arrays, compression="gzip")
+    assert d4rl.load(HOPPER, path).info["rows"] == 50_000
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (1 << 20, 3)}])

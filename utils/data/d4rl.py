@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 from utils.data.dataset import Dataset
 from utils.data.download import download
-from utils.data.rows import check_values, episode_ends, episode_returns, qlearning_transitions, read_rows
+from utils.data.rows import (
+    check_values,
+    episode_ends,
+    episode_returns,
+    open_unchanged,
+    qlearning_transitions,
+    read_rows,
+    sha256_of,
+)
 from utils.errors import UserError
 from utils.tasks import Task, normalized_score, task
 
@@ -24,11 +31,9 @@ def cached_file(env_name: str) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of a regular file, in hexadecimal; UserError where it cannot be read."""
+    with open_unchanged(path) as file:
+        return sha256_of(file)
 
 
 def _checksum_file(path: Path) -> Path:
@@ -52,10 +57,11 @@ def _download(wanted: Task, target: Path) -> None:
     """Fetch D4RL's file to `target`, which appears only once it has been read and found good."""
 
     def check(part: Path) -> None:
-        rows = read_rows(part, wanted.state_dim, wanted.action_dim)
-        check_values(rows, part)
-        qlearning_transitions(rows, wanted.max_episode_steps)
-        digest = file_sha256(part)
+        with open_unchanged(part) as opened:
+            rows = read_rows(part, wanted.state_dim, wanted.action_dim, opened)
+            check_values(rows, part)
+            qlearning_transitions(rows, wanted.max_episode_steps)
+            digest = sha256_of(opened)
         kept = _checksum_file(target)
         if not kept.exists():
             kept.write_text(f"{digest}  {target.name}\n")
@@ -87,16 +93,12 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
         if path is not None:
             raise UserError(f"no dataset file {file}; give the path of a D4RL-format HDF5 file")
         _download(wanted, file)
-    if not file.is_file():
-        raise UserError(f"{file} is not a file; give the path of a D4RL-format HDF5 file")
-    try:
-        digest = file_sha256(file)
+    with open_unchanged(file) as opened:
+        digest = sha256_of(opened)
         if verify:
             _verify_checksum(file, digest)
-        size = file.stat().st_size
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    rows = read_rows(file, wanted.state_dim, wanted.action_dim)
+        size = os.fstat(opened.fileno()).st_size
+        rows = read_rows(file, wanted.state_dim, wanted.action_dim, opened)
     check_values(rows, file)
     returns = episode_returns(rows, episode_ends(rows, wanted.max_episode_steps))
     info = {
