@@ -1,5 +1,7 @@
 """D4RL's ids, scores, files and transitions: recorded facts, a plain second implementation, broken files, a server."""
 
+import contextlib
+import errno
 import hashlib
 import http.server
 import json
@@ -8,6 +10,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -496,6 +499,7 @@ class Server:
     def __init__(self, content: bytes):
         self.content, self.ranges = content, []
         self.status, self.break_after, self.ignore_range, self.claim = 200, [], False, None
+        self.names_versions, self.knows_if_range, self.location, self.pause = True, True, None, 0.0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -512,11 +516,19 @@ class Server:
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         wanted = handler.headers.get("Range")
         self.ranges.append(wanted)
+        if self.location is not None:
+            handler.send_response(302)
+            handler.send_header("Location", self.location)
+            handler.end_headers()
+            return
         if self.status != 200:
             handler.send_error(self.status)
             return
+        etag = f'"{hashlib.md5(self.content).hexdigest()}"'
+        if self.knows_if_range and handler.headers.get("If-Range") not in (None, etag):
+            wanted = None
         start = int(wanted.split("=")[1].rstrip("-")) if wanted and not self.ignore_range else 0
-        if start >= len(self.content):
+        if start and start >= len(self.content):
             handler.send_response(416)
             handler.send_header("Content-Range", f"bytes */{len(self.content)}")
             handler.end_headers()
@@ -526,14 +538,24 @@ class Server:
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         handler.send_header("Content-Length", str(self.claim or len(body)))
+        if self.names_versions:
+            handler.send_header("ETag", etag)
         handler.end_headers()
-        handler.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
+        if not self.pause:
+            handler.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
+            return
+        with contextlib.suppress(OSError):  # the client has gone
+            for byte in range(len(body)):
+                handler.wfile.write(body[byte : byte + 1])
+                time.sleep(self.pause)
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """D4RL's server with hopper-medium-v2 on it, and an empty cache."""
+    (tmp_path / "cache").mkdir()
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("D4RL_DATASET_URL", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = Server(write(tmp_path / "origin.hdf5", make_arrays(3000)).read_bytes())
     task = tasks.task(HOPPER)
@@ -547,7 +569,7 @@ def server(tmp_path, monkeypatch):
 
 def left_in_cache() -> list[str]:
     folder = d4rl.cache_folder()
-    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.exists() else []
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 FILE = "hopper_medium-v2.hdf5"
@@ -563,7 +585,6 @@ def test_cache_is_where_d4rl_keeps_it(monkeypatch, tmp_path):
 
 def test_an_existing_cache_serves_and_no_server_is_asked(server):
     path = d4rl.cached_file(HOPPER)
-    path.parent.mkdir()
     write(path, make_arrays(10, ends=0.0))
     dataset = d4rl.load(HOPPER)
     assert dataset.size == 9 and dataset.source == "d4rl"
@@ -612,7 +633,7 @@ def test_a_break_is_resumed_by_a_later_call(server):
     with pytest.raises(UserError, match="70000 bytes are kept and continued next time") as error:
         d4rl.load(HOPPER)
     assert "--dataset local" in str(error.value) and "\n" not in str(error.value)
-    assert left_in_cache() == [f"{FILE}.part"]
+    assert left_in_cache() == [f"{FILE}.part", f"{FILE}.part.json"]
     server.break_after, server.ranges = [], []
     d4rl.load(HOPPER)
     assert server.ranges == ["bytes=70000-"]
@@ -625,23 +646,142 @@ def test_a_server_that_ignores_ranges(server):
     assert server.ranges == [None, "bytes=60000-"]
 
 
-def test_a_part_of_another_file_starts_anew(server):
-    d4rl.cache_folder().mkdir()
-    part = d4rl.cache_folder() / f"{FILE}.part"
-    part.write_bytes(b"x" * 1000)
-    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
-    assert server.ranges == ["bytes=1000-", None]
-    d4rl.cached_file(HOPPER).unlink()
-    part.write_bytes(b"x" * (len(server.content) + 5))
+def interrupted(server, *lengths: int) -> Path:
+    """A download that broke off after so many bytes; returns the part that it left."""
+    server.break_after = [*lengths] + [0] * 10
+    with pytest.raises(UserError, match="are kept and continued"):
+        d4rl.load(HOPPER)
+    server.break_after, server.ranges = [], []
+    return d4rl.cache_folder() / f"{FILE}.part"
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_pieces_of_two_versions_are_never_joined(server, tmp_path, knows_if_range):
+    """Both versions are uncompressed and alike in all that HDF5 checks, so that the join would pass for a good file."""
+    server.knows_if_range = knows_if_range
+    interrupted(server, 70_000)
+    server.content = write(tmp_path / "second.hdf5", make_arrays(3000, seed=1)).read_bytes()
+    dataset = d4rl.load(HOPPER)
+    assert dataset.info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    assert server.ranges == ["bytes=70000-"] if knows_if_range else ["bytes=70000-", None]
+    np.testing.assert_array_equal(dataset.rewards, plain_transitions(make_arrays(3000, seed=1), 1000)["rewards"])
+    assert left_in_cache() == [FILE, f"{FILE}.sha256"]
+
+
+def test_a_server_that_names_no_version_is_asked_for_the_whole_file_again(server):
+    server.names_versions, server.break_after = False, [70_000, 80_000]
     d4rl.load(HOPPER)
-    assert server.ranges[2:] == [f"bytes={len(server.content) + 5}-", None]
+    assert server.ranges == [None, None, None]
+
+
+def test_a_part_of_unknown_origin_starts_anew(server):
+    part = d4rl.cache_folder() / f"{FILE}.part"
+    for name, content in ((part, b"x" * 1000), (part.with_name(f"{part.name}.json"), b"[1, 2")):
+        name.write_bytes(content)
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    assert server.ranges == [None]
+
+
+def test_a_part_that_is_too_long_or_damaged_starts_anew(server):
+    part = interrupted(server, 70_000)
+    part.write_bytes(b"x" * (len(server.content) + 5))
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    assert server.ranges == [None]
+    d4rl.cached_file(HOPPER).unlink()
+    interrupted(server, 70_000).write_bytes(b"x" * 70_000)
+    d4rl.load(HOPPER)
+    assert server.ranges == ["bytes=70000-", None]
 
 
 def test_a_complete_part_is_only_checked(server):
-    d4rl.cache_folder().mkdir()
-    (d4rl.cache_folder() / f"{FILE}.part").write_bytes(server.content)
+    interrupted(server, 70_000).write_bytes(server.content)
     d4rl.load(HOPPER)
-    assert server.ranges == [f"bytes={len(server.content)}-"] and f"{FILE}.part" not in left_in_cache()
+    assert server.ranges == [] and left_in_cache() == [FILE, f"{FILE}.sha256"]
+
+
+def test_a_full_disk_leaves_no_empty_checksum(server, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            d4rl.load(HOPPER)
+    assert f"{FILE}.sha256" not in left_in_cache()
+    d4rl.load(HOPPER)
+    assert left_in_cache() == [FILE, f"{FILE}.sha256"]
+
+
+def test_an_empty_checksum_is_none(server):
+    """What a full disk left of earlier versions' checksums."""
+    kept = d4rl.cache_folder() / f"{FILE}.sha256"
+    kept.touch()
+    assert d4rl.load(HOPPER).size > 0
+    assert kept.read_text().startswith(hashlib.sha256(server.content).hexdigest())
+    kept.write_text("")
+    assert d4rl.load(HOPPER).size > 0
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "\u00b2", "-5", "x"])
+def test_lengths_that_are_no_numbers(server, length):
+    server.claim = length
+    if length.isascii() and length.isdigit():
+        with pytest.raises(UserError, match="more than the bound") as error:
+            d4rl.load(HOPPER)
+        assert len(str(error.value)) < 2000
+    else:
+        assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[::1", "http://host:port/", "ftp://127.0.0.1/x", "file:///etc/hosts", "http://\xff"]
+)
+def test_a_redirect_to_a_broken_address_is_one_line(server, location):
+    server.location = location
+    with pytest.raises(UserError, match="cannot be downloaded") as error:
+        d4rl.load(HOPPER)
+    assert "\n" not in str(error.value) and left_in_cache() == []
+
+
+def test_a_server_that_dribbles_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, "_PATIENCE_S", 0.3)
+    server.pause = 0.05
+    with pytest.raises(UserError, match=r"only \d+ bytes came in 0.3 s; \d+ bytes are kept"):
+        d4rl.load(HOPPER)
+    server.pause = 0.0
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+
+
+def test_a_server_that_gives_a_byte_per_connection_is_given_up(server):
+    server.break_after = [1] * 100
+    with pytest.raises(UserError, match="are kept and continued"):
+        d4rl.load(HOPPER)
+    assert len(server.ranges) < 10
+
+
+def test_a_mirror_has_the_files_under_d4rls_names(server, monkeypatch):
+    task = tasks.task(HOPPER)
+    mirrored = tasks.Task(**{**vars(task), "url": "http://127.0.0.1:9/gone/" + task.file_name})
+    monkeypatch.setitem(tasks.TASKS, HOPPER, mirrored)
+    with pytest.raises(
+        UserError,
+        match=r"wget -P \S+ http://127.0.0.1:9/gone/hopper_medium-v2.hdf5.*D4RL_DATASET_URL.*D4RL_DATASET_DIR",
+    ):
+        d4rl.load(HOPPER)
+    monkeypatch.setenv("D4RL_DATASET_URL", server.url + "/")
+    assert d4rl.address(mirrored) == f"{server.url}/{FILE}"
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    d4rl.cached_file(HOPPER).unlink()
+    monkeypatch.setenv("D4RL_DATASET_URL", "my-mirror")
+    with pytest.raises(UserError, match="must begin with http"):
+        d4rl.load(HOPPER)
+
+
+def test_no_folder_is_made_from_a_mistyped_variable(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cahce"))
+    with pytest.raises(UserError, match=r"D4RL_DATASET_DIR names a folder that is not there.*mkdir -p"):
+        d4rl.load(HOPPER)
+    assert not (tmp_path / "cahce").exists() and server.ranges == []
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
