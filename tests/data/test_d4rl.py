@@ -500,6 +500,7 @@ class Server:
         self.content, self.ranges = content, []
         self.status, self.break_after, self.ignore_range, self.claim = 200, [], False, None
         self.names_versions, self.knows_if_range, self.location, self.pause = True, True, None, 0.0
+        self.slow_head: threading.Event | None = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -516,6 +517,12 @@ class Server:
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         wanted = handler.headers.get("Range")
         self.ranges.append(wanted)
+        if self.slow_head is not None:
+            with contextlib.suppress(OSError):
+                handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+                while not self.slow_head.wait(0.05):
+                    handler.wfile.write(b"x")
+            return
         if self.location is not None:
             handler.send_response(302)
             handler.send_header("Location", self.location)
@@ -750,6 +757,15 @@ def test_a_server_that_dribbles_is_given_up(server, monkeypatch):
         d4rl.load(HOPPER)
     server.pause = 0.0
     assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+
+
+def test_a_server_that_dribbles_its_answer_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, "_PATIENCE_S", 0.3)
+    server.slow_head = threading.Event()
+    with pytest.raises(UserError, match=r"did not answer within 0\.3 s"):
+        d4rl.load(HOPPER)
+    server.slow_head.set()
+    assert left_in_cache() == []
 
 
 def test_a_server_that_gives_a_byte_per_connection_is_given_up(server):

@@ -6,7 +6,9 @@ import contextlib
 import http.client
 import json
 import os
+import queue
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -214,7 +216,23 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
-    return urllib.request.build_opener(_WebOnly).open(request, timeout=_TIMEOUT_S)
+    """The server's answer; its head must come within `_PATIENCE_S`, since a socket's limit begins anew at every byte."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.build_opener(_WebOnly).open(request, timeout=_TIMEOUT_S))
+        except Exception as error:  # raised again by the thread that asked
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_PATIENCE_S)
+    except queue.Empty:
+        raise _BrokenLine(f"the server did not answer within {_PATIENCE_S:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _what_comes(url: str, response: http.client.HTTPResponse, have: int) -> tuple[int, _Version]:
