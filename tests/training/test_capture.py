@@ -81,6 +81,7 @@ def test_a_failed_compilation_is_one_warning_and_training_goes_on(monkeypatch: p
 # --- Captured graphs: their logic on the CPU, with a stand-in for the capture itself ---------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("replayed_eagerly")
 @pytest.mark.parametrize("algo", list(AGENTS))
 @pytest.mark.parametrize("start", ["first", "7", "ema"])
