@@ -139,7 +139,7 @@ def measure(environment: str, path: pathlib.Path = RECORDINGS) -> dict[str, Erro
 
 def main() -> None:
     """Measure all environments and print a table or, with `--json`, one object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity.physics", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--recordings", type=pathlib.Path, default=RECORDINGS, help="default: those of the tests")
     arguments = parser.parse_args()

@@ -216,7 +216,7 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """The server's answer; its head must come within `_PATIENCE_S`, since a socket's limit begins anew at every byte."""
+    """The server's answer; its head must come within `_PATIENCE_S`: a socket's limit begins anew at every byte."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def ask() -> None:
