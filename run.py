@@ -132,6 +132,8 @@ class Run:
         log = partial(SeedLog, metrics=self.agent.METRICS, step=self.agent.step, settings=described["settings"])
         self.logs = [self.open.enter_context(closing(log(folder))) for folder in self.folders]
         title, first = f"{self.options.algo} {self.options.env_name}", self.agent.first_step
+        if states is None:
+            self.save()  # so that no folder has evaluations and nothing to continue from
         bar = Bar(self.total_steps - first, self.agent.step - first, self.options.quiet, title)
         self.bar = self.open.enter_context(closing(bar))
         where = f"seeds {self.seeds}, {self.device}, {self.runner.mode} ({self.why})"
@@ -161,8 +163,12 @@ class Run:
                 checkpoint.save_published(self.folders, self.agent.published_state(), epoch)
             late = time.monotonic() - saved_at > 60 * self.options.checkpoint_interval
             if not self.evaluator.under_way and (arrived or due or late or self.ending):
-                checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs], self.owners)
+                self.save()
                 saved_at = time.monotonic()
+
+    def save(self) -> None:
+        """A checkpoint of this moment."""
+        checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs], self.owners)
 
     @property
     def ending(self) -> bool:
