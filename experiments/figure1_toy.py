@@ -207,7 +207,7 @@ def write_scores(path: Path, scores: dict[Method, dict[str, list[float]]], seeds
     """A row a method and seed; shares from 0 to 1, `reward` in percent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(next(iter(scores.values())))
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "T", "seed", *names])
         for method, values in scores.items():
@@ -285,14 +285,14 @@ def show(toy: Toy) -> Iterator[Path]:
     yield write_points(out / "figures" / "toy" / f"{toy.options.bandit}-points.csv", samples, seeds[0])
     shown = table(toy, scores).markdown()
     text = shown + f"\nFigures, drawn from seed {seeds[0]}, in `figures/toy/`:\n\n" + "\n\n".join(captions) + "\n"
-    (out / "tables" / f"{name}.md").write_text(text)
+    (out / "tables" / f"{name}.md").write_text(text, encoding="utf-8")
     print(shown)
     yield out / "tables" / f"{name}.md"
 
 
 def write_points(path: Path, samples: dict[Method, dict[int, np.ndarray]], seed: int) -> Path:
     """The drawn actions: a row a point."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "T", "seed", "x", "y"])
         for method, by_seed in samples.items():
