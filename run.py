@@ -131,6 +131,7 @@ def setup(options: Namespace) -> Training:
 def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None = None) -> Agent:
     """The agent of `--algo` at its first step, or at step 0 with published weights, NAME=FILE each."""
     try:
+        arguments = (*arguments, options.precision)
         agent = AGENTS[options.algo](*arguments)
         agent.step = agent.first_step  # below 0 with a pretraining
         if load:

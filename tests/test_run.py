@@ -116,6 +116,24 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_the_precision_is_recorded_and_stays(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tmp_path, data, "--precision", "bfloat16", "--num_epochs", "2") / "seed_0"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["run"]["precision"] == "bfloat16"
+    exact = train(tmp_path / "exact", data, "--num_epochs", "2") / "seed_0"
+    assert without_speed(exact / "metrics.csv") != without_speed(folder / "metrics.csv")
+    train(tmp_path, data, "--precision", "bfloat16", "--resume")
+    whole = train(tmp_path / "whole", data, "--precision", "bfloat16") / "seed_0"
+    assert without_speed(folder / "metrics.csv") == without_speed(whole / "metrics.csv")
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--resume"]
+    assert "precision was 'bfloat16', now 'float32'" in fails(capsys, *arguments)
+    del config["run"]["precision"]  # as runs had it that were made before there was a choice
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "precision was 'float32', now 'bfloat16'" in fails(capsys, *arguments, "--precision", "bfloat16")
+    other = [*TASK, "--dataset", data, "--dir", str(tmp_path / "other"), *SHORT]
+    assert "needs a CUDA device" in fails(capsys, *other, "--precision", "tf32")
+
+
 def test_a_run_whose_rate_decays_cannot_be_lengthened(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,12 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     where = parser.add_argument_group("where and how to run")
     where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
     where.add_argument("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
+    where.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "tf32", "bfloat16"),
+        help="of the update's matrix products: float32 (as published), tf32 (GPUs) or bfloat16 (docs/speed.md)",
+    )
     where.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     where.add_argument(
         "--backend",

@@ -25,6 +25,8 @@ LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE,
 BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", ".*.part")
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
+# What runs had that were made before they said so.
+ALWAYS_WAS = {"precision": "float32"}
 
 
 def describe_run(
@@ -131,11 +133,11 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
     changeable = () if decays else CHANGEABLE
     pairs = [(settings, "settings", name) for name in config["settings"]]
-    pairs += [(dataset, "dataset", "sha256"), (run, "run", "eval_seeds")]
+    pairs += [(dataset, "dataset", "sha256"), (run, "run", "eval_seeds"), (run, "run", "precision")]
     differences = [
-        f"{name} was {there.get(name)!r}, now {config[part].get(name)!r}"
+        f"{name} was {there.get(name, ALWAYS_WAS.get(name))!r}, now {config[part].get(name)!r}"
         for there, part, name in pairs
-        if name not in changeable and there.get(name) != config[part].get(name)
+        if name not in changeable and there.get(name, ALWAYS_WAS.get(name)) != config[part].get(name)
     ]
     if differences:
         raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")

@@ -111,9 +111,10 @@ class Runner:
         throw_away = [torch.Generator(device=g.device).manual_seed(0) for g in self.generators]
         batch = self.batch(self.table.draw_indices(throw_away, self.batch_size, 1)[0])
         draws = {name: value[0] for name, value in self.agent.draw(throw_away, self.batch_size, 1).items()}
-        for name in self.agent.COMPILED:
-            loss, _ = getattr(self.agent, name)(batch, draws)
-            loss.sum().backward()
+        with self.agent.updating():
+            for name in self.agent.COMPILED:
+                loss, _ = getattr(self.agent, name)(batch, draws)
+                loss.sum().backward()
 
     def _one_graph_holds(self, step: int) -> bool:
         """Whether a whole period begins at `step`, in which nothing scheduled, and no phase, changes."""
