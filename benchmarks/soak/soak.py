@@ -75,7 +75,7 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def _without_time(path: Path) -> list[list[str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="") as file:
         rows = list(csv.reader(file))
     time = rows[0].index("steps_per_s")
     return [row[:time] + row[time + 1 :] for row in rows]
@@ -264,7 +264,7 @@ def main(argv: Sequence[str]) -> int:
         lines = report(soak, watched, given)
     print("\n".join(lines))
     if given.name:
-        Path("results/benchmarks", f"soak_{given.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path("results/benchmarks", f"soak_{given.name}.md").write_text("\n".join(lines) + "\n")
     return int(bool(soak.failures))
 
 
@@ -314,5 +314,5 @@ def report(soak: Soak, watched: Watched, given: argparse.Namespace) -> list[str]
 
 
 def _steps(folder: Path) -> int:
-    with open(next(folder.rglob("seed_0")) / "metrics.csv", newline="", encoding="utf-8") as file:
+    with open(next(folder.rglob("seed_0")) / "metrics.csv", newline="") as file:
         return int(list(csv.reader(file))[-1][0])
