@@ -53,10 +53,6 @@ class Parameters:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """d sum(loss) / d parameters as one new tensor [M, P]; members are independent, so the sum mixes nothing."""
-        return gradients(loss, [self])[0]
-
     def averaged(self) -> Parameters:
         """A copy that takes no gradients: the start of a target or an average."""
         twin = Parameters(self.shapes, self.members, self.flat.device, trainable=False)
@@ -86,7 +82,10 @@ class Parameters:
 
 
 def gradients(loss: Tensor, kinds: Sequence[Parameters]) -> list[Tensor]:
-    """d sum(loss) / d parameters of several kinds in one backward pass, each one new tensor [M, P]."""
+    """d sum(loss) / d parameters of several kinds in one backward pass, each one new tensor [M, P].
+
+    Members are independent, so the sum mixes nothing.
+    """
     flat = iter(torch.autograd.grad(loss.sum(), [t for p in kinds for t in p.tensors.values()]))
     return [torch.cat([next(flat).reshape(p.members, -1) for _ in p.tensors], dim=1) for p in kinds]
 
@@ -186,10 +185,3 @@ class Network:
     def load_seed(self, seed: int, state: Any) -> None:
         """Write seed number `seed`'s weights from published names. Raises ValueError as `Parameters.load_member`."""
         self.parameters.load_member(seed, state)
-
-
-# Until every algorithm names its averages with `average_of`, which move by `follow`.
-@torch.no_grad()
-def average(target: Parameters, online: Parameters, weight: float | Tensor) -> None:
-    """target <- (1 - weight) target + weight online, in place; with weight 0 the target keeps every bit."""
-    target.flat.lerp_(online.flat, weight)
