@@ -404,10 +404,11 @@ DOMAIN_SETTINGS["bcq"] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BEARConfig(CriticConfig):
-    """BEAR (Kumar et al. 2019) as its authors tuned it for D4RL: bear/examples/bear_hdf5_d4rl.py of D4RL-Evaluations.
+    """BEAR (Kumar et al. 2019) as its authors tuned it for D4RL: bear/ of rail-berkeley/d4rl_evaluations.
 
-    That code (rail-berkeley/d4rl_evaluations, to which the original, aviralkumar2907/BEAR, points) has one set of
-    settings for all tasks. Its example runs 3,000 epochs; the length here is that of the other classic methods.
+    Kernel and sigma of locomotion are those that its README.md gives for the results in D4RL's paper. Where it names
+    none, the defaults of examples/bear_hdf5_d4rl.py stand. That example runs 3,000 epochs; the length here is that of
+    the other classic methods.
     """
 
     learning_rate: float = 1e-4
@@ -431,8 +432,13 @@ class BEARConfig(CriticConfig):
 
 CONFIGS["bear"] = BEARConfig
 DOMAIN_SETTINGS["bear"] = {
+    "locomotion": {"mmd_kernel": "laplacian", "mmd_sigma": 20.0},
     # The policy itself; warm-up for a tenth of the run, as on D4RL.
     "bandit": {"vae_hidden_dim": 128, "warmup_steps": 2000, "action_candidates": 1},
+}
+TASK_SETTINGS["bear"] = {
+    f"halfcheetah-{quality}-v2": {"mmd_kernel": "gaussian"}
+    for quality in ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 }
 
 # --- SfBC -------------------------------------------------------------------------------------------------------------
@@ -503,23 +509,23 @@ DOMAIN_SETTINGS["iql"] = {  # mujoco_config.py, antmaze_config.py and, for both 
 class CQLConfig(CriticConfig):
     """CQL(H) (Kumar et al. 2020). The official code's README and d4rl/examples, where a row names no other source.
 
-    The length is the paper's 10^6 steps; the example scripts go on to 3 * 10^6. They call `bc_steps`
-    `policy_eval_start`.
+    The length is the paper's 10^6 steps; the example scripts go on to 3 * 10^6. Their `policy_eval_start` is 40,000,
+    and their loop, which counts from 1, clones below it: `bc_steps` is one less.
     """
 
     learning_rate: float = setting(1e-4, "Adam's rate for the policy and its entropy's weight", above=0)
     min_q_weight: float = setting(5.0, "weight of the conservative term", at_least=0)
     target_action_gap: float = setting(-1.0, "where a multiplier holds the conservative term; below 0: no multiplier")
     max_q_backup: bool = setting(False, "take each critic's best of 10 next actions in the target")
-    bc_steps: int = setting(40_000, "first steps, in which the policy clones the data", at_least=0, scales=True)
+    bc_steps: int = setting(39_999, "first steps, in which the policy clones the data", at_least=0, scales=True)
 
 
 CONFIGS["cql"] = CQLConfig
 DOMAIN_SETTINGS["cql"] = {
-    # AntMaze: the official README; Adroit: CORL (tinkoff-ai/CORL, configs/offline/cql/pen), for want of official ones,
-    # without its state normalisation. Kitchen's are published nowhere: the defaults.
+    # AntMaze: the official README; Adroit: the main branch of CORL (tinkoff-ai/CORL, configs/offline/cql/pen), for want
+    # of official ones, without its state normalisation. Kitchen's are published nowhere: the defaults.
     "antmaze": {"reward_tune": "cql_antmaze", "target_action_gap": 5.0},
-    "adroit": {"learning_rate": 3e-5, "min_q_weight": 1.0, "target_action_gap": 5.0},
+    "adroit": {"min_q_weight": 1.0, "bc_steps": 0},
     "bandit": {"bc_steps": 1000},  # the usual number is twice the run's length
 }
 TASK_SETTINGS["cql"] = {

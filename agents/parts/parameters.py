@@ -139,11 +139,19 @@ def xavier_init(parameters: Parameters, generators: Sequence[torch.Generator]) -
 
 
 @torch.no_grad()
-def shrink_layer(parameters: Parameters, layer: str, bound: float) -> None:
-    """Bring a layer that `default_init` filled down to U(-bound, bound)."""
-    scale = bound * math.sqrt(parameters.shapes[f"{layer}.weight"][1])
-    for kind in ("weight", "bias"):
-        parameters[f"{layer}.{kind}"].mul_(scale)
+def rlkit_init(parameters: Parameters, generators: Sequence[torch.Generator], bound: float) -> None:
+    """rlkit's (rlkit/torch/networks.py, `Mlp`): hidden weights ~ U(-1/sqrt(out), 1/sqrt(out)), hidden biases 0.1.
+
+    Its `fanin_init` takes a matrix' rows for the fan in. The last layer, weight and bias, ~ U(-bound, bound).
+    """
+    last = next(reversed(parameters.shapes)).rsplit(".", 1)[0]
+    for own, name, shape, generator in _members(parameters, generators):
+        at_end = name.rsplit(".", 1)[0] == last
+        if at_end or len(shape) == 2:
+            drawn = torch.rand(shape, generator=generator, device=generator.device)
+            own.copy_((2 * drawn - 1) * (bound if at_end else 1 / math.sqrt(shape[0])))
+        else:
+            own.fill_(0.1)
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
