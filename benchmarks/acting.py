@@ -24,11 +24,11 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.training import PLAIN, synchronize
-from utils.options import resolve_device
+from utils.options import command_line, resolve_device
 from utils.seeding import torch_generators
 from utils.tasks import task
+from utils.training.capture import CapturedActions
 from utils.training.memory import keep_freed_memory
-from utils.training.runner import CapturedActions
 
 BUDGET = 20.0  # seconds of measuring a number; slower calls are repeated less often, once at least
 
@@ -106,4 +106,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.acting", lambda: main(sys.argv[1:])))

@@ -23,12 +23,12 @@ from agents import AGENTS
 from benchmarks.plain import PlainDiffusionLearner
 from benchmarks.training import seconds
 from utils import environments
-from utils.options import resolve_device
+from utils.options import command_line, resolve_device
 from utils.seeding import torch_generators
 from utils.tasks import task
+from utils.training.capture import MODES, acting, choose_mode
 from utils.training.evaluation import environment_rngs, evaluate
 from utils.training.memory import keep_freed_memory
-from utils.training.runner import MODES, acting, choose_mode
 
 
 class Cut:
@@ -134,4 +134,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.evaluation", lambda: main(sys.argv[1:])))

@@ -23,7 +23,7 @@ import numpy as np
 from utils import tasks
 from utils.behaviour import local
 from utils.behaviour.collect import read_attributes
-from utils.errors import UserError
+from utils.options import command_line
 
 PAPER_TASKS = tuple(name for name in local.ids() if not (name.startswith("antmaze") and name.endswith("v2")))
 """The paper's fifteen: nine of locomotion (v2), six of AntMaze (v0)."""
@@ -113,8 +113,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command_line("benchmarks.local_sets", main))

@@ -23,6 +23,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.training import random_dataset, steady_step
+from utils.options import command_line
 from utils.seeding import torch_generators
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import Runner
@@ -96,4 +97,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.memory", lambda: main(sys.argv[1:])))

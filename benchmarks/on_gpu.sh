@@ -54,7 +54,7 @@ fast="--device 0 --steps 1000 --plain_steps 40 --rows 1000000"
 step "training_locomotion_1_$name.json" benchmarks.training $fast --env_name halfcheetah-medium-v2 --seeds 1
 step "training_locomotion_16_$name.json" benchmarks.training $fast --env_name halfcheetah-medium-v2 --seeds 16
 if "$python" -c 'import pytest' 2>/dev/null; then # captured and eager updates give the same numbers
-  run 200 pytest -v tests/training/test_execution.py -k "graph or captured" || failed=1
+  run 200 pytest -v tests/training/test_capture.py -k "graph or captured" || failed=1
 fi
 step "training_antmaze_1_$name.json" benchmarks.training $fast --env_name antmaze-large-play-v0 --seeds 1
 step "acting_$name.json" benchmarks.acting --device 0

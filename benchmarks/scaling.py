@@ -19,7 +19,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import training
-from utils.training.runner import forget_compiled
+from utils.options import command_line
+from utils.training.capture import forget_compiled
 
 AXES: dict[str, tuple[int, ...]] = {
     "seeds": (1, 2, 4, 8, 16, 32),
@@ -103,4 +104,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.scaling", lambda: main(sys.argv[1:])))

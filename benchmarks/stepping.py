@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import gymnasium
 import numpy as np
 
 from utils import environments
+from utils.options import command_line
 
 __all__ = ["TASKS", "compare"]
 
@@ -86,4 +88,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line("benchmarks.stepping", main))

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from utils.options import command_line
+
 COLUMNS = {
     "algo": "algorithm",
     "env_name": "task",
@@ -59,4 +61,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.table", lambda: main(sys.argv[1:])))

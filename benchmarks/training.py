@@ -25,11 +25,12 @@ from agents import AGENTS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
 from benchmarks.plain_dtql import PlainDTQL
 from utils.data.dataset import Dataset
-from utils.options import resolve_device
+from utils.options import command_line, resolve_device
 from utils.seeding import torch_generators
 from utils.tasks import task
+from utils.training.capture import MODES, choose_mode
 from utils.training.memory import keep_freed_memory
-from utils.training.runner import MODES, Runner, choose_mode
+from utils.training.runner import Runner
 
 PLAIN = {
     "diffcps": PlainDiffusionLearner,
@@ -97,7 +98,7 @@ def flops_per_step(agent: Any, batch: dict[str, torch.Tensor], draws: dict[str, 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one configuration."""
     device = resolve_device(options.device)
-    config = hyperparameters.get(options.algo, options.env_name, **given(options))
+    config = hyperparameters.get(options.algo, options.env_name, **overrides(options))
     dataset = random_dataset(options.env_name, options.rows)
     keep_freed_memory(device)  # as run.py does; the plain form, in the same process, gains from it too
     seeds = list(range(options.seeds))
@@ -148,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
+def overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Settings changed on the command line."""
     named = {"diffusion_steps": options.T, "batch_size": options.batch_size}
     return {name: value for name, value in named.items() if value is not None}
@@ -212,4 +213,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(command_line("benchmarks.training", lambda: main(sys.argv[1:])))

@@ -24,10 +24,11 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from experiments.study.study import Experiment, command_line, main, settings_of
-from experiments.study.training import continue_run
-from utils import options, sources
+from experiments.study.planned_run import continue_run
+from experiments.study.study import Experiment, main, settings_of
+from utils import sources
 from utils.errors import UserError
+from utils.options import Parser, command_line, parse, parse_seeds, resolve_device
 from utils.report.build import Report, save, summarise
 from utils.report.runs import Cell, Labels, find_runs, plain
 from utils.report.tables import DEVIATION_NOTE, Choice, Table, mean_and_deviation
@@ -70,10 +71,10 @@ def train_and_evaluate(command: Sequence[str]) -> int:
     """Train as run.py would, then evaluate with every setting; run.py's exit code."""
     if code := continue_run(command):
         return code
-    given = options.parse(command, AGENTS)
-    device = options.resolve_device(given.device)
-    for seed in options.parse_seeds(given):
-        trained = Path(given.dir) / given.algo / given.env_name / f"seed_{seed}"
+    options = parse(command, AGENTS)
+    device = resolve_device(options.device)
+    for seed in parse_seeds(options.seeds, options.seed):
+        trained = Path(options.dir) / options.algo / options.env_name / f"seed_{seed}"
         for changes in _variants_of(trained):
             evaluate_with(trained, evaluated_folder(trained, changes), changes, device)
     return 0
@@ -92,19 +93,21 @@ def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], devic
     described["settings"] |= changes
     if _is_current(folder, described):
         return
-    given, seed = argparse.Namespace(**described["run"]), described["seed"]
-    config = hyperparameters.get(given.algo, given.env_name, **described["settings"])
-    environments = sources.make_environments(given, config.eval_episodes)
+    run, seed = described["run"], described["seed"]
+    algo, env_name = run["algo"], run["env_name"]
+    config = hyperparameters.get(algo, env_name, **described["settings"])
+    source = sources.choose(env_name, run["dataset"], run["backend"])
+    environments = source.environments(config.eval_episodes)
     if environments is None:
-        raise UserError(f"{given.env_name} has no environment here to evaluate in")
+        raise UserError(f"{env_name} has no environment here to evaluate in")
     dims = (environments.state_dim, environments.action_dim, environments.max_action)
-    agent = AGENTS[given.algo](*dims, config, [seed], device)
+    agent = AGENTS[algo](*dims, config, [seed], device)
     agent.load_state_dict(checkpoint.load(trained / checkpoint.CURRENT)["agent"])
-    rngs = environment_rngs([seed], agent.step, given.eval_seeds == "fresh")
+    rngs = environment_rngs([seed], agent.step, run["eval_seeds"] == "fresh")
     with torch.no_grad():
         acting = acting_generators([seed], agent.step, device)
         episodes = evaluate(agent.act, environments, [seed], rngs, acting, device)
-    scores = sources.normalized_score(given, episodes.returns)[0]
+    scores = source.normalized_score(episodes.returns)[0]
     columns = zip(scores, episodes.returns[0], episodes.lengths[0], episodes.unstable[0], strict=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluations.csv").unlink(missing_ok=True)
@@ -179,41 +182,41 @@ def choose(episodes: np.ndarray) -> tuple[int, list[int], np.ndarray]:
 
 def score(argv: Sequence[str]) -> int:
     """`score`: evaluate runs of run.py with every setting, and show what came out."""
-    parser = options.Parser(prog="python -m experiments.candidates score", allow_abbrev=False,
+    parser = Parser(prog="python -m experiments.candidates score", allow_abbrev=False,
                             description="Evaluate finished runs with each setting of acting.")  # fmt: skip
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with their checkpoints")
     parser.add_argument("--to", type=Path, required=True, help="folder for the evaluations")
     parser.add_argument("--eval_episodes", type=int, help="episodes each (default: the run's)")
     parser.add_argument("--device", default="auto", help="as for run.py (default: %(default)s)")
     _add_output(parser)
-    given = parser.parse_args(argv)
-    if given.eval_episodes is not None and given.eval_episodes < 1:
+    options = parser.parse_args(argv)
+    if options.eval_episodes is not None and options.eval_episodes < 1:
         parser.error("--eval_episodes must be at least 1")
-    device = options.resolve_device(given.device)
-    trained = [path.parent for place in given.runs for path in sorted(place.resolve().rglob(checkpoint.CURRENT))]
+    device = resolve_device(options.device)
+    trained = [path.parent for place in options.runs for path in sorted(place.resolve().rglob(checkpoint.CURRENT))]
     if not trained:
         raise UserError(
-            f"no {checkpoint.CURRENT} below {', '.join(map(str, given.runs))}: name folders that run.py made"
+            f"no {checkpoint.CURRENT} below {', '.join(map(str, options.runs))}: name folders that run.py made"
         )
-    episodes = {} if given.eval_episodes is None else {"eval_episodes": given.eval_episodes}
+    episodes = {} if options.eval_episodes is None else {"eval_episodes": options.eval_episodes}
     found: dict[Path, Path] = {}
     for seed in trained:
         for changes in _variants_of(seed):
-            folder = evaluated_folder(seed, changes, given.to)
+            folder = evaluated_folder(seed, changes, options.to)
             if found.setdefault(folder, seed) != seed:
                 raise UserError(f"{found[folder]} and {seed} are one method, task and seed: give each its own --to")
             evaluate_with(seed, folder, changes | episodes, device)
-    return show(list(found), given)
+    return show(list(found), options)
 
 
 def compare(argv: Sequence[str]) -> int:
     """`compare`: show evaluations that `score` or `run` left, or an exported copy of them."""
-    parser = options.Parser(prog="python -m experiments.candidates compare", allow_abbrev=False,
+    parser = Parser(prog="python -m experiments.candidates compare", allow_abbrev=False,
                             description="Show evaluations by setting of acting.")  # fmt: skip
     parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations")
     _add_output(parser)
-    given = parser.parse_args(argv)
-    return show(given.evaluations, given)
+    options = parser.parse_args(argv)
+    return show(options.evaluations, options)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -222,11 +225,11 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
 
 
-def show(folders: Sequence[Path], given: argparse.Namespace) -> int:
+def show(folders: Sequence[Path], options: argparse.Namespace) -> int:
     """Tables on the screen, files where asked for."""
-    runs, notes = find_runs(folders, Labels.parse(given.label))
+    runs, notes = find_runs(folders, Labels.parse(options.label))
     report = summarise(runs, notes, Choice(), settings_of(BY, {run.algo for run in runs}), extra=chosen)
-    done = save(report, given.out, given.html, title=EXPERIMENT.about)
+    done = save(report, options.out, options.html, title=EXPERIMENT.about)
     for label in report.labels:
         print("\n".join(table.markdown() for table in report.tables(label)))
     print("\n".join(done))
@@ -250,7 +253,7 @@ def command(argv: Sequence[str]) -> int:
     """Run a command line: that of every experiment, `score` or `compare`."""
     for action in (score, compare):
         if list(argv[:1]) == [action.__name__]:
-            return command_line(f"candidates {action.__name__}", partial(action, argv[1:]))
+            return command_line(f"experiments.candidates {action.__name__}", partial(action, argv[1:]))
     return main(EXPERIMENT, "candidates", argv)
 
 

@@ -27,14 +27,15 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
-from experiments.study.training import Training, continue_run, is_complete, seed_list, share_done
+from experiments.study.planned_run import How, PlannedRun, continue_run, is_complete, share_done
 from experiments.toy import drawing
 from experiments.toy.exact import chain_actions, solver_actions
 from experiments.toy.scores import COVERED, KERNEL_WIDTH, NEAR, Scorer
-from utils import options
 from utils.data import bandit
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.options import Parser, command_line, parse_seeds, resolve_device, resolve_settings
+from utils.options import parse as parse_run
 from utils.report.tables import Table
 from utils.runs import checkpoint
 from utils.seeding import torch_generators
@@ -64,12 +65,12 @@ class Method:
         return {} if self.T is None else {"diffusion_steps": self.T}
 
 
-def methods(given: argparse.Namespace) -> list[Method]:
+def methods(options: argparse.Namespace) -> list[Method]:
     """What is compared: chains at each T, the others as they are."""
     found = []
-    for algo in dict.fromkeys(given.algos):
+    for algo in dict.fromkeys(options.algos):
         has_T = hasattr(hyperparameters.CONFIGS[algo](), "diffusion_steps")
-        found += [Method(algo, T) for T in given.T] if has_T else [Method(algo, None)]
+        found += [Method(algo, T) for T in options.T] if has_T else [Method(algo, None)]
     return found
 
 
@@ -83,13 +84,13 @@ def length(steps: int) -> dict[str, Any]:
 class Toy:
     """The runs of one command line."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.task = given, TASKS[given.bandit]
-        self.base = Path(given.dir).resolve() / "toy" / f"{given.bandit}-{given.steps}-steps"
-        seeds = tuple(seed_list(given.seeds))
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.task = options, TASKS[options.bandit]
+        self.base = Path(options.dir).resolve() / "toy" / f"{options.bandit}-{options.steps}-steps"
+        seeds = tuple(parse_seeds(options.seeds))
         self.runs = {
-            method: Training(method.algo, self.task, seeds, method.overrides, length(given.steps))
-            for method in methods(given)
+            method: PlannedRun(method.algo, self.task, seeds, method.overrides, length(options.steps))
+            for method in methods(options)
         }
         try:
             for training in self.runs.values():
@@ -97,7 +98,7 @@ class Toy:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def done(self, training: Training) -> float:
+    def done(self, training: PlannedRun) -> float:
         """Share of a run that is done: 1 when all seeds are trained and their actions written."""
         folders = training.folders(self.base)
         share = statistics.mean(share_done(folder, training.steps) for folder in folders)
@@ -107,13 +108,13 @@ class Toy:
         """Train what is not complete, the longest first; the exit code."""
         dear = sorted(self.runs, key=lambda method: -(method.T or 0))
         named = {self.runs[method].name: self.runs[method] for method in dear}
-        logs = self.base / "logs"
+        logs, how = self.base / "logs", how_to_run(self.options)
         jobs = [
-            Job(name, (*training.command(self.base, self.given), "--checkpoint_interval", "1"),
+            Job(name, (*training.command(self.base, how), "--checkpoint_interval", "1"),
                 logs / f"{name.replace('/', '.')}.txt")
             for name, training in named.items()
         ]  # fmt: skip
-        resources = Resources(workers=self.given.workers)
+        resources = Resources(workers=self.options.workers)
         outcomes = run_jobs(jobs, train_and_sample, lambda job: self.done(named[job.name]), resources=resources)
         states = [outcome.state for outcome in outcomes.values()]
         print(f"{states.count('done')} of {len(states)} runs done, {states.count('failed')} failed, "
@@ -134,21 +135,21 @@ def train_and_sample(command: Sequence[str]) -> int:
     """Train as run.py would, then write each seed's actions; run.py's exit code."""
     if code := continue_run(command):
         return code
-    given = options.parse(command, AGENTS)
-    config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))
-    for seed in options.parse_seeds(given):
-        folder = Path(given.dir) / given.algo / given.env_name / f"seed_{seed}"
+    options = parse_run(command, AGENTS)
+    config, _ = resolve_settings(options)
+    for seed in parse_seeds(options.seeds, options.seed):
+        folder = Path(options.dir) / options.algo / options.env_name / f"seed_{seed}"
         if not is_complete(folder, config.num_epochs * config.num_steps_per_epoch):
             raise RuntimeError(f"{folder} was trained and is not complete")
-        write_actions(folder / ACTIONS, sample(given, config, seed, folder))
+        write_actions(folder / ACTIONS, sample(options, config, seed, folder))
     return 0
 
 
-def sample(given: argparse.Namespace, config: Any, seed: int, folder: Path) -> np.ndarray:
+def sample(options: argparse.Namespace, config: Any, seed: int, folder: Path) -> np.ndarray:
     """1,000 actions [1000, 2] of a trained seed's policy, as it acts at evaluation."""
-    device = options.resolve_device(given.device)
-    task = bandit.find(given.env_name)
-    agent = AGENTS[given.algo](1, 2, task.max_action, config, [seed], device)
+    device = resolve_device(options.device)
+    task = bandit.find(options.env_name)
+    agent = AGENTS[options.algo](1, 2, task.max_action, config, [seed], device)
     agent.load_state_dict(checkpoint.load(folder / "checkpoint.pt")["agent"])
     actions = agent.act(torch.zeros(1, NUMBER, 1, device=device), torch_generators([seed], "toy", device))
     return actions[0].cpu().numpy()
@@ -184,11 +185,11 @@ def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
 
 def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
     """What the methods are compared with: the data's law, and for each T the samplers whose network has no error."""
-    seeds = seed_list(toy.given.seeds)
+    seeds = parse_seeds(toy.options.seeds)
     exact = {
         Method(name, T): {seed: draw(toy.task, T, NUMBER, seed) for seed in seeds}
         for name, draw in ((drawing.CHAIN, chain_actions), (drawing.SOLVER, solver_actions))
-        for T in toy.given.T
+        for T in toy.options.T
     }
     return {DATA: fresh_data(toy.task, seeds), **exact}
 
@@ -235,9 +236,9 @@ def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
         for method, values in scores.items()
     ]
     columns = ["method", "T", *(HEADINGS.get(name, f"{name}, %") for name in names)]
-    seeds = len(seed_list(toy.given.seeds))
+    seeds = len(parse_seeds(toy.options.seeds))
     notes = [
-        f"{toy.given.steps:,} gradient steps, {seeds} seeds in one process, {NUMBER:,} actions a seed; ± is the "
+        f"{toy.options.steps:,} gradient steps, {seeds} seeds in one process, {NUMBER:,} actions a seed; ± is the "
         "standard deviation over seeds (of the population, as NumPy's default).",
         "First row: as many actions of the data's own law from other random numbers, what no method can do better "
         "than but by chance.",
@@ -266,11 +267,11 @@ def show(toy: Toy) -> Iterator[Path]:
     trained = toy.samples()
     if not trained:
         raise UserError(f"no run is complete in {toy.base}; run without --show first")
-    seeds = seed_list(toy.given.seeds)
+    seeds = parse_seeds(toy.options.seeds)
     samples = references(toy) | trained
     scores = all_scores(toy.task, samples)
-    out = Path(toy.given.out) if toy.given.out else Path("results") if toy.given.steps == STEPS else toy.base
-    name = "toy" if toy.given.bandit == "circle" else f"toy-{toy.given.bandit}"
+    out = Path(toy.options.out) if toy.options.out else Path("results") if toy.options.steps == STEPS else toy.base
+    name = "toy" if toy.options.bandit == "circle" else f"toy-{toy.options.bandit}"
     write_scores(out / "tables" / f"{name}.csv", scores, seeds)
     yield out / "tables" / f"{name}.csv"
     drawn = drawing.draw(toy.task, {(m.algo, m.T): s[seeds[0]] for m, s in samples.items()},
@@ -281,7 +282,7 @@ def show(toy: Toy) -> Iterator[Path]:
         captions.append(f"**{file}** {caption}")
         yield out / "figures" / "toy" / f"{file}.png"
     del samples[DATA]  # scored, not drawn
-    yield write_points(out / "figures" / "toy" / f"{toy.given.bandit}-points.csv", samples, seeds[0])
+    yield write_points(out / "figures" / "toy" / f"{toy.options.bandit}-points.csv", samples, seeds[0])
     shown = table(toy, scores).markdown()
     text = shown + f"\nFigures, drawn from seed {seeds[0]}, in `figures/toy/`:\n\n" + "\n\n".join(captions) + "\n"
     (out / "tables" / f"{name}.md").write_text(text)
@@ -302,14 +303,19 @@ def write_points(path: Path, samples: dict[Method, dict[int, np.ndarray]], seed:
 # --- Command line ---------------------------------------------------------------------------------------
 
 
+def how_to_run(options: argparse.Namespace) -> How:
+    """What the runs are told beside their settings."""
+    return How(device=options.device, execution=options.execution, threads=options.threads)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def build_parser() -> options.Parser:
+def build_parser() -> Parser:
     """The options."""
-    parser = options.Parser(prog="python -m experiments.figure1_toy", description="The paper's toy problem.",
+    parser = Parser(prog="python -m experiments.figure1_toy", description="The paper's toy problem.",
                             allow_abbrev=False)  # fmt: skip
     add = parser.add_argument
     add("--bandit", choices=TASKS, default="circle", help="the paper's circle, or Diffusion-QL's four Gaussians")
@@ -331,27 +337,25 @@ def build_parser() -> options.Parser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, with what `--quick` and `--bandit` leave open filled in."""
-    given = build_parser().parse_args(argv)
-    given.steps = given.steps or (400 if given.quick else STEPS)
-    given.seeds = given.seeds or ("0-1" if given.quick else "0-4")
-    given.T = tuple(given.T or ((5, 20) if given.quick else STEPS_T if given.bandit == "circle" else (15,)))
-    given.workers = given.workers or cores()
-    given.dataset, given.eval_seeds = "d4rl", "published"  # what `Training.command` asks for: no --dataset flag
-    return given
+    options = build_parser().parse_args(argv)
+    options.steps = options.steps or (400 if options.quick else STEPS)
+    options.seeds = options.seeds or ("0-1" if options.quick else "0-4")
+    options.T = tuple(options.T or ((5, 20) if options.quick else STEPS_T if options.bandit == "circle" else (15,)))
+    options.workers = options.workers or cores()
+    return options
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command line; 2 for what the user can mend."""
-    options.show_warnings_as_lines()
-    try:
+    """Run a command line; 2 for what the user can fix."""
+
+    def act() -> int:
         toy = Toy(parse(argv))
-        if not toy.given.show and (code := toy.run()):
+        if not toy.options.show and (code := toy.run()):
             return code
         print("\n".join(f"wrote {path}" for path in show(toy)))
         return 0
-    except UserError as error:
-        print(f"experiments.figure1_toy: {error}", file=sys.stderr)
-        return 2
+
+    return command_line("experiments.figure1_toy", act)
 
 
 if __name__ == "__main__":

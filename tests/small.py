@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from utils.data.dataset import Dataset
 
@@ -25,6 +29,28 @@ def dataset(rows: int = 400, state_dim: int = 11, action_dim: int = 3, seed: int
         env_name="hopper-medium-v2",
         source="random",
     )
+
+
+def batch(
+    generator: torch.Generator, state_dim: int, action_dim: int, max_action: float, rows: int = 16
+) -> dict[str, Tensor]:
+    """Random transitions of one seed, [1, rows, d]; a tenth of them end an episode."""
+    return {
+        "states": torch.randn(1, rows, state_dim, generator=generator),
+        "actions": (torch.rand(1, rows, action_dim, generator=generator) * 2 - 1) * max_action * 0.95,
+        "next_states": torch.randn(1, rows, state_dim, generator=generator),
+        "rewards": torch.randn(1, rows, 1, generator=generator),
+        "not_dones": (torch.rand(1, rows, 1, generator=generator) > 0.1).float(),
+    }
+
+
+def plain_chain(sizes: Sequence[int], prefix: str, state: Mapping[str, Tensor]) -> nn.Sequential:
+    """Linear layers of these widths with ReLU between them, with `state`'s weights of that prefix."""
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    network = nn.Sequential(*layers[:-1])
+    start = f"{prefix}."
+    network.load_state_dict({n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
+    return network
 
 
 def d4rl_file(path: Path, env_name: str = "hopper-medium-v2", rows: int = 300, **changes: Any) -> Path:

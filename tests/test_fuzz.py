@@ -71,10 +71,15 @@ FLAGS = sorted(
 )
 
 
+def nothing_more(*_: object, **__: object) -> None:
+    """In place of the data: by now everything that the command line says is checked."""
+    raise UserError("checked")
+
+
 @fuzz
 @given(st.lists(st.one_of(st.sampled_from(FLAGS), WORDS, NUMBERS, TEXT, st.sampled_from(list(AGENTS))), max_size=6))
 def test_any_words(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    monkeypatch.setattr(run.Run, "start", lambda self: 0)
+    monkeypatch.setattr(run.sources, "choose", nothing_more)
     check(words)
 
 
@@ -82,7 +87,7 @@ def test_any_words(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
 @given(st.sampled_from(list(AGENTS)), st.data())
 def test_any_value_of_any_flag(monkeypatch: pytest.MonkeyPatch, algo: str, data: st.DataObject) -> None:
     """Everything that a command line says is checked before a file is touched."""
-    monkeypatch.setattr(run.Run, "start", lambda self: 0)
+    monkeypatch.setattr(run.sources, "choose", nothing_more)
     flags = [a.option_strings[0] for a in options.build_parser(algo, AGENTS)._actions if a.nargs is None and a.type]
     chosen = data.draw(st.lists(st.sampled_from(flags), min_size=1, max_size=3))
     check(["--algo", algo, *(w for flag in chosen for w in (flag, data.draw(st.one_of(WORDS, NUMBERS, TEXT))))])
@@ -235,11 +240,11 @@ def test_a_checkpoint_of_any_other_form(finished: Path, data: st.DataObject) -> 
         del inner[last]
     else:
         inner[last] = wrong
-    given_ = options.parse(tiny("bc", "0", str(finished / "hopper.hdf5"), finished / "nowhere"), AGENTS)
-    made = run.Run(given_)
-    with contextlib.ExitStack() as made.open:
-        made.build(d4rl.load("hopper-medium-v2", finished / "hopper.hdf5"))
-        one_line(lambda: checkpoint.restore(made.parts, [state]))
+    argv = tiny("bc", "0", str(finished / "hopper.hdf5"), finished / "other", "--overwrite")
+    with contextlib.redirect_stdout(io.StringIO()):
+        training = run.setup(options.parse(argv, AGENTS))
+    with training.resources:
+        one_line(lambda: checkpoint.restore(training.parts, [state]))
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 import hyperparameters
-from experiments.study import training
-from utils import options
-from utils.data import bandit, tasks
+from experiments.study import planned_run
+from utils import options, tasks
+from utils.data import bandit
 
 PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "published_settings.json").read_text())
 OURS = {"lr": "learning_rate", "eval_interval_epochs": "eval_interval"}  # where the fixture's word differs
@@ -147,11 +147,11 @@ def test_a_setting_is_one_line(toy: str, monkeypatch: pytest.MonkeyPatch) -> Non
     parser = options.build_parser(toy, [toy])
     assert parser.parse_args(["--algo", toy, "--W", "1.5"]).width == 1.5
     assert "--width FLOAT, --W FLOAT" in parser.format_help() and "one line (default: 2.0)" in parser.format_help()
-    shorter = training.scaled(toy, "hopper-medium-v2", 0.5)
+    shorter = planned_run.scaled(toy, "hopper-medium-v2", 0.5)
     assert shorter["warm"] == 4 and not {"width", "length"} & set(shorter)
-    assert training.scaled(toy, "hopper-medium-v2", 0.001)["warm"] == 1
+    assert planned_run.scaled(toy, "hopper-medium-v2", 0.001)["warm"] == 1
     monkeypatch.setitem(hyperparameters.TASK_SETTINGS, "toy", {"hopper-medium-v2": {"warm": 0}})
-    assert training.scaled(toy, "hopper-medium-v2", 0.5)["warm"] == 0  # a phase that is off stays off
+    assert planned_run.scaled(toy, "hopper-medium-v2", 0.5)["warm"] == 0  # a phase that is off stays off
 
 
 def test_the_bounds_of_a_setting(toy: str) -> None:

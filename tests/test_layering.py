@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "utils.stopping": {"utils.errors"},
     "utils.tasks": {"utils.errors"},
     "utils.runs.columns": {"utils.errors"},
-    "utils.classic": {"utils.errors"},
+    "utils.classic": {"utils.errors", "utils.files"},
     "utils.data": GROUND,
     "utils.environments": GROUND,
     "utils.runs": GROUND,
@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "utils.training": GROUND | {"utils.data"},
     "utils.report": GROUND | {"hyperparameters", "utils.options", "utils.runs"},
     "utils.sources": GROUND
-    | {"hyperparameters", "utils.behaviour", "utils.classic", "utils.data", "utils.environments", "utils.options"},
+    | {"hyperparameters", "utils.behaviour", "utils.classic", "utils.data", "utils.environments", "utils.training"},
     "utils.describe": GROUND | {"utils.behaviour", "utils.data", "utils.environments", "utils.options"},
     "run": LEARNING,
     "play": LEARNING,

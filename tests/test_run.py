@@ -87,6 +87,7 @@ def test_one_seed_is_one_result_and_company_changes_no_batches(tmp_path: Path, d
             assert float(alone[name]) == pytest.approx(float(together[name]), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [[], ["--eval_seeds", "fresh"]])
 def test_evaluating_beside_training_changes_nothing(tmp_path: Path, data: str, fresh: list[str]) -> None:
     waiting = train(tmp_path / "waiting", data, "--seeds", "0,1", *fresh)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
+import os
 from collections.abc import Callable, Iterable, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,19 @@ import numpy as np
 
 from utils import tasks
 from utils.data import d4rl
-from utils.data.rows import ACTION_TOLERANCE, Rows, episode_ends, episode_returns, hdf5_errors, read_rows, timeouts
+from utils.data.rows import (
+    ACTION_TOLERANCE,
+    Rows,
+    episode_ends,
+    episode_returns,
+    hdf5_errors,
+    open_unchanged,
+    read_rows,
+    sha256_of,
+    timeouts,
+)
 from utils.errors import UserError
+from utils.options import command_line
 
 Array = np.ndarray
 _BINS = 10
@@ -216,17 +228,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env_name", help="the task by whose scores a FILE is normalised (default: by its name)")
     parser.add_argument("--local_size", type=int, default=100_000, help="rows of local:ID (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
-    given = parser.parse_args(arguments)
-    try:
-        if given.set.startswith("minari:"):
-            title, summary = _describe_minari(given.set)
-        else:
-            title, summary = _describe_file(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command_line("utils.describe", lambda: _show(parser.parse_args(arguments)))
+
+
+def _show(given: argparse.Namespace) -> None:
+    if given.set.startswith("minari:"):
+        title, summary = _describe_minari(given.set)
+    else:
+        title, summary = _describe_file(given)
     print(json.dumps({"title": title, **summary}) if given.json else render(summary, title))
-    return 0
 
 
 def _describe_minari(source: str) -> tuple[list[str], dict[str, Any]]:
@@ -242,10 +252,12 @@ def _describe_file(given: argparse.Namespace) -> tuple[list[str], dict[str, Any]
     """The lines that say which file it is, and its numbers."""
     path, env_name = _find(given)
     task = tasks.task(env_name) if env_name else None
-    rows = read_rows(path, task.state_dim, task.action_dim) if task else read_rows(path)
+    with open_unchanged(path) as opened:
+        digest, megabytes = sha256_of(opened), os.fstat(opened.fileno()).st_size / 1e6
+        rows = read_rows(path, task.state_dim if task else None, task.action_dim if task else None, opened)
+        notes = list(_notes(path, opened))
     scored = f"scored as {env_name}" if env_name else "no reference scores (--env_name names the task)"
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
-    title = [f"{path}   {size}   SHA-256 {d4rl.file_sha256(path)[:12]}…   {scored}", *_notes(path)]
+    title = [f"{path}   {megabytes:.1f} MB   SHA-256 {digest[:12]}…   {scored}", *notes]
     return title, summarize(rows, env_name)
 
 
@@ -265,9 +277,9 @@ def _find(given: argparse.Namespace) -> tuple[Path, str | None]:
     return path, tasks.task(given.env_name).env_name if given.env_name else guess_env_name(path)
 
 
-def _notes(path: Path) -> Iterable[str]:
+def _notes(path: Path, opened: BufferedReader) -> Iterable[str]:
     """What the file says of itself: rebuilt and local sets do, and must not be taken for official ones."""
-    with hdf5_errors(path), h5py.File(path, "r") as file:
+    with hdf5_errors(path), h5py.File(opened, "r") as file:
         note = file.attrs.get("description")
     if isinstance(note, str):
         yield note.strip('"')

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -113,18 +114,29 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in known}
 
 
-def config_table(algo: str, env_name: str, given: dict[str, Any]) -> str:
-    """Each setting, its value and its origin, a line each."""
-    rows = hyperparameters.explain(algo, env_name, given)
+def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[Any, str]]]:
+    """The algorithm's settings, and each one's value and origin. Raises UserError for one that cannot be."""
+    try:
+        return hyperparameters.resolve(options.algo, options.env_name, overrides(options))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def config_table(options: argparse.Namespace) -> str:
+    """Each setting, its value and its origin, a line each. Raises UserError as `resolve_settings`."""
+    _, rows = resolve_settings(options)
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value!s:12}  {origin}" for name, (value, origin) in rows.items())
 
 
-def parse_seeds(options: argparse.Namespace) -> list[int]:
-    """`--seeds 0-4` or `0,3,7`, else `--seed`. Raises UserError for anything else, a repeated or a negative seed."""
-    if options.seeds is None and options.seed < 0:
-        raise UserError(f"--seed must be at least 0, not {options.seed}")
-    text = options.seeds if options.seeds is not None else str(options.seed)
+def parse_seeds(text: str | None, seed: int = 0) -> list[int]:
+    """`0-4` or `0,3,7`; the one `seed` where there is no text.
+
+    Raises UserError for anything else, a repeated or a negative seed.
+    """
+    if text is None and seed < 0:
+        raise UserError(f"--seed must be at least 0, not {seed}")
+    text = text if text is not None else str(seed)
     seeds: list[int] = []
     try:
         for part in text.split(","):
@@ -163,6 +175,28 @@ def resolve_device(text: str) -> torch.device:
     return torch.device(f"cuda:{number}")
 
 
+# --- Around a command ---------------------------------------------------------------------------------
+
+
+def command_line(prog: str, act: Callable[[], int | None]) -> int:
+    """Run a command; its exit code, 0 for None. 2 and one line, `PROG: what is wrong`, for what the user can fix."""
+    show_warnings_as_lines()
+    try:
+        code = act()
+        sys.stdout.flush()
+        return code or 0
+    except UserError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+    except BrokenPipeError:  # a pager or `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if (line := out_of_memory(error)) is None:
+            raise
+        print(f"{prog}: {line}", file=sys.stderr)
+    return 2
+
+
 # How PyTorch says on a CPU, and MuJoCo, that something does not fit.
 NO_MEMORY = ("not enough memory", "allocate memory", "size calculation overflowed", "Overflow when unpacking long")
 
@@ -183,4 +217,4 @@ def show_warnings_as_lines() -> None:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show

@@ -1,10 +1,11 @@
-"""Where a command line's transitions, evaluation environments and scores come from."""
+"""Where a run's transitions, evaluation environments and scores come from: one object, chosen once."""
 
 from __future__ import annotations
 
-import argparse
+import os
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -13,76 +14,135 @@ from utils import tasks
 from utils.data import bandit, d4rl
 from utils.data.dataset import Dataset
 from utils.errors import UserError
-
-__all__ = ["load", "make_environments", "normalized_score"]
+from utils.training.interfaces import Environments
 
 MINARI = "minari:"
 
 
-def load(given: argparse.Namespace) -> Dataset:
-    """The dataset of `--dataset`; D4RL's own of the task where none is named. Raises UserError as its source does."""
-    if _is_bandit(given):
-        return bandit.load(given.env_name)
-    if given.dataset == "local":
+class Source(Protocol):
+    """A task's data, where its policies are evaluated, and how their returns are scored."""
+
+    def load(self) -> Dataset:
+        """All transitions. Raises UserError where they cannot be had."""
+        ...
+
+    def environments(self, number: int) -> Environments | None:
+        """So many lockstep environments; None, with a warning, where the task has none here."""
+        ...
+
+    def normalized_score(self, returns: np.ndarray) -> np.ndarray:
+        """Returns of any shape in percent, of what depends on the source; NaN where there is no reference."""
+        ...
+
+
+def choose(
+    env_name: str,
+    dataset: str | None = None,
+    backend: str = "mujoco",
+    local_size: int = 100_000,
+    progress: bool = True,
+) -> Source:
+    """The source that `--dataset` names: `local`, `minari:ID` or a D4RL-format file; D4RL's own set where it is None.
+
+    backend: `mujoco` or `d4rl`, the original stack. local_size: transitions of a local set, which is collected with a
+    progress bar where `progress`. Raises UserError where a bandit was asked for with other data or environments.
+    """
+    if env_name in bandit.ids():
+        if dataset is not None:
+            raise UserError(f"{env_name} makes its own data: leave --dataset {dataset} out")
+        if backend == "d4rl":
+            raise UserError(f"{env_name} is no task of the original stack: leave --backend d4rl out")
+        return Bandit(env_name)
+    if dataset == "local":
+        return Local(env_name, backend, local_size, progress)
+    if dataset is not None and dataset.startswith(MINARI):
+        return Minari(dataset)
+    return D4RL(env_name, backend, dataset)
+
+
+@dataclass(frozen=True)
+class Bandit:
+    """A toy problem, which makes its own data; scores are percent of its best mean reward."""
+
+    env_name: str
+
+    def load(self) -> Dataset:
+        return bandit.load(self.env_name)
+
+    def environments(self, number: int) -> Environments:
+        return bandit.make_lockstep(self.env_name, number)
+
+    def normalized_score(self, returns: np.ndarray) -> np.ndarray:
+        return bandit.normalized_score(self.env_name, returns)
+
+
+@dataclass(frozen=True)
+class Minari:
+    """A Minari set with its own environment and, where it has them, reference scores."""
+
+    name: str  # minari:ID
+
+    def load(self) -> Dataset:
+        from utils.data import minari
+
+        return minari.load(self.name)
+
+    def environments(self, number: int) -> Environments:
+        from utils.data import minari
+
+        return minari.make_lockstep(self.name, number)
+
+    def normalized_score(self, returns: np.ndarray) -> np.ndarray:
+        from utils.data import minari
+
+        return np.asarray(minari.normalized_score(self.name, returns))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of D4RL, whatever its data: environments of `backend`, D4RL's percent."""
+
+    env_name: str
+    backend: str
+
+    def environments(self, number: int) -> Environments | None:
+        if self.backend == "d4rl":
+            from utils import classic
+
+            return classic.make_lockstep(self.env_name, number)
+        if hyperparameters.domain(self.env_name) in ("adroit", "kitchen"):
+            warnings.warn(
+                f"{self.env_name} trains without evaluation: that takes the original stack (--backend d4rl, README) "
+                "with d4rl's hand or kitchen environments installed in it",
+                stacklevel=2,
+            )
+            return None
+        from utils import environments
+
+        return environments.make_lockstep(self.env_name, number)
+
+    def normalized_score(self, returns: np.ndarray) -> np.ndarray:
+        return np.asarray(tasks.normalized_score(self.env_name, returns))
+
+
+@dataclass(frozen=True)
+class D4RL(Task):
+    """D4RL's own set, or with `path` a file in its format."""
+
+    path: str | os.PathLike[str] | None = None
+
+    def load(self) -> Dataset:
+        return d4rl.load(self.env_name, path=self.path)
+
+
+@dataclass(frozen=True)
+class Local(Task):
+    """A set collected on this machine by the policies that come with the project."""
+
+    size: int
+    progress: bool
+
+    def load(self) -> Dataset:
         from utils.behaviour import local
 
-        return local.load(given.env_name, size=given.local_size, progress=not given.quiet)
-    if _is_minari(given):
-        from utils.data import minari
-
-        return minari.load(given.dataset)
-    return d4rl.load(given.env_name, path=given.dataset)
-
-
-def make_environments(given: argparse.Namespace, number: int) -> Any | None:
-    """So many lockstep environments of `--backend`; None, with a warning, where only the original stack has the task.
-
-    A Minari set brings its own environment, a bandit too.
-    """
-    if _is_bandit(given):
-        return bandit.make_lockstep(given.env_name, number)
-    if _is_minari(given):
-        from utils.data import minari
-
-        return minari.make_lockstep(given.dataset, number)
-    if given.backend == "d4rl":
-        from utils import classic
-
-        return classic.make_lockstep(given.env_name, number)
-    if hyperparameters.domain(given.env_name) in ("adroit", "kitchen"):
-        warnings.warn(
-            f"{given.env_name} trains without evaluation: that takes the original stack (--backend d4rl, README) with "
-            "d4rl's hand or kitchen environments installed in it",
-            stacklevel=2,
-        )
-        return None
-    from utils import environments
-
-    return environments.make_lockstep(given.env_name, number)
-
-
-def normalized_score(given: argparse.Namespace, returns: np.ndarray) -> np.ndarray:
-    """Returns in D4RL's percent of the task, in the Minari set's own where it has reference scores (else NaN), or in
-    percent of a bandit's best reward."""
-    if _is_bandit(given):
-        return bandit.normalized_score(given.env_name, returns)
-    if _is_minari(given):
-        from utils.data import minari
-
-        return np.asarray(minari.normalized_score(given.dataset, returns))
-    return np.asarray(tasks.normalized_score(given.env_name, returns))
-
-
-def _is_minari(given: argparse.Namespace) -> bool:
-    return (given.dataset or "").startswith(MINARI)
-
-
-def _is_bandit(given: argparse.Namespace) -> bool:
-    """Raises UserError where a bandit was asked for with data or environments of another kind."""
-    if given.env_name not in bandit.ids():
-        return False
-    if given.dataset is not None:
-        raise UserError(f"{given.env_name} makes its own data: leave --dataset {given.dataset} out")
-    if given.backend == "d4rl":
-        raise UserError(f"{given.env_name} is no task of the original stack: leave --backend d4rl out")
-    return True
+        return local.load(self.env_name, size=self.size, progress=self.progress)

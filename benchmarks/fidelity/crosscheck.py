@@ -40,6 +40,7 @@ from benchmarks.fidelity.physics import Errors, one_step_errors
 from benchmarks.fidelity.play import FIXED_ACTIONS, load_arrays
 from utils import environments
 from utils.errors import UserError
+from utils.options import command_line
 
 ROOT = Path(__file__).parents[2]
 # Those of the recordings' table. The third one staggers: a few episodes differ by more than the decimal.
@@ -236,7 +237,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"crosscheck: {error}")
+    sys.exit(command_line("benchmarks.fidelity.crosscheck", main))

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 from utils import environments
 from utils.environments.antmaze import TORQUE, AntMazeEnv
 from utils.environments.physics import antmaze_warning
+from utils.options import command_line
 
 RECORDINGS = pathlib.Path(__file__).parents[2] / "tests" / "fixtures" / "physics.npz"
 FIELDS = ("qpos", "qvel", "warm", "action", "next_qpos", "next_qvel", "obs", "reward", "done")
@@ -137,7 +139,7 @@ def measure(environment: str, path: pathlib.Path = RECORDINGS) -> dict[str, Erro
 
 def main() -> None:
     """Measure all environments and print a table or, with `--json`, one object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity.physics", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--recordings", type=pathlib.Path, default=RECORDINGS, help="default: those of the tests")
     arguments = parser.parse_args()
@@ -161,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line("benchmarks.fidelity.physics", main))

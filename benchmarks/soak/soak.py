@@ -247,24 +247,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", help="write results/benchmarks/soak_NAME.md")
     parser.add_argument("--machine", default=platform.machine(), help="what to call this machine (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and damages (default: %(default)s)")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        soak = Soak(base, _data(base), given.seed)
+        soak = Soak(base, _data(base), options.seed)
         long = tiny("diffcps", "0-2", soak.data["plain"], base / "long", "--num_epochs", "1000000000",
                     "--num_steps_per_epoch", "20", "--eval_interval", "5", "--eval_episodes", "3")  # fmt: skip
         forked.finish(tiny("bc", "0", soak.data["plain"], base / "first"))  # the fork server is up from here on
-        end = time.monotonic() + 60 * given.minutes
-        watched = Watched(long, warm_up=60 * given.minutes / 4)
+        end = time.monotonic() + 60 * options.minutes
+        watched = Watched(long, warm_up=60 * options.minutes / 4)
         for algo, seeds, data in itertools.cycle(itertools.product(AGENTS, ("0", "0-2"), soak.data)):
             if time.monotonic() > end:
                 break
             soak.round(algo, seeds, data)
             watched.sample()
-        lines = report(soak, watched, given)
+        lines = report(soak, watched, options)
     print("\n".join(lines))
-    if given.name:
-        Path("results/benchmarks", f"soak_{given.name}.md").write_text("\n".join(lines) + "\n")
+    if options.name:
+        Path("results/benchmarks", f"soak_{options.name}.md").write_text("\n".join(lines) + "\n")
     return int(bool(soak.failures))
 
 
@@ -281,7 +281,7 @@ def _data(base: Path) -> dict[str, str]:
     return {"plain": str(plain), "wild": str(wild)}
 
 
-def report(soak: Soak, watched: Watched, given: argparse.Namespace) -> list[str]:
+def report(soak: Soak, watched: Watched, options: argparse.Namespace) -> list[str]:
     """The figures as Markdown; what is not as it must be is added to `soak.failures`."""
     steps = _steps(soak.base / "long")
     first, last = watched.figures()
@@ -295,9 +295,9 @@ def report(soak: Soak, watched: Watched, given: argparse.Namespace) -> list[str]
     soak.failures += [text for fine, text in check if not fine]
     stopped = sum(code == 1 for code, _ in soak.whole.values())
     return [
-        f"# {given.minutes:g} minutes of train, kill, resume, evaluate", "",
-        f"`python -m benchmarks.soak --minutes {given.minutes:g} --seed {given.seed}`; Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {given.machine}; {len(AGENTS)} algorithms, "
+        f"# {options.minutes:g} minutes of train, kill, resume, evaluate", "",
+        f"`python -m benchmarks.soak --minutes {options.minutes:g} --seed {options.seed}`; Python "
+        f"{platform.python_version()}, torch {torch.__version__}; {options.machine}; {len(AGENTS)} algorithms, "
         "one and three seeds, local hopper-medium data and the same with rewards that overflow.", "",
         "| what happened | times |", "|---|---:|",
         *(f"| {name} | {number:,} |" for name, number in sorted(soak.counts.items())),

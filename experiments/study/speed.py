@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 
 from agents import AGENTS
-from utils import options, tasks
+from utils import tasks
 from utils.data.dataset import Dataset
+from utils.options import parse_seeds, resolve_device
 from utils.report.runs import Labels, read_run
 from utils.seeding import torch_generators
-from utils.training.runner import Runner, choose_mode
-
-__all__ = ["Speeds"]
+from utils.training.capture import choose_mode
+from utils.training.runner import Runner
 
 # What a step's time depends on, beside the algorithm, the device and the number of seeds in the process.
 SETTINGS = ("diffusion_steps", "batch_size", "max_q_backup", "policy_interval")
@@ -30,7 +29,7 @@ class Speeds:
     """Speeds of runs on one device, looked up in the runs below `base`."""
 
     def __init__(self, base: Path, device: str, measure: bool) -> None:
-        self.device, self.measure = options.resolve_device(device), measure
+        self.device, self.measure = resolve_device(device), measure
         self.known: dict[tuple[Any, ...], tuple[float, str]] = {}
         found: dict[tuple[Any, ...], list[float]] = {}
         for config in sorted(base.rglob("config.json")) if base.is_dir() else ():
@@ -42,7 +41,7 @@ class Speeds:
         run = read_run(folder, Labels())
         if self._kind(run.config["device"]) != self._kind(self._name()):
             return
-        seeds = len(options.parse_seeds(argparse.Namespace(**run.config["run"])))
+        seeds = len(parse_seeds(run.config["run"]["seeds"], run.config["run"]["seed"]))
         rates = run.metrics["steps_per_s"][1:]  # the first interval includes compiling or capturing
         found.setdefault(self._key(run.algo, run.env_name, run.settings, seeds), []).extend(rates.tolist())
 

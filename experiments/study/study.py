@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,18 +23,15 @@ from typing import Any
 import hyperparameters
 from agents import AGENTS
 from experiments.study.data import data_name, missing_data, prepare_data
+from experiments.study.planned_run import How, PlannedRun, continue_run, is_complete, scaled, share_done
 from experiments.study.speed import Speeds
-from experiments.study.training import Training, continue_run, is_complete, scaled, seed_list, share_done
-from utils import options
 from utils.errors import UserError
-from utils.options import Parser
+from utils.options import Parser, command_line, parse_seeds, resolve_device
 from utils.report.build import SELECTIONS, Report, make_report, save
 from utils.report.runs import Labels
 from utils.report.tables import Choice, Table
 from utils.runs.log import write_json
 from utils.sweep import Function, Job, Outcome, Resources, available, run_jobs
-
-__all__ = ["Experiment", "build_parser", "command_line", "main", "settings_of"]
 
 DURATIONS = "seconds.json"
 
@@ -61,16 +57,16 @@ class Experiment:
     by: Sequence[str] = ()
     evaluated: Callable[[Path], Sequence[Path]] = lambda trained: [trained]
 
-    def trainings(self, given: argparse.Namespace) -> list[Training]:
+    def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
         """All runs that the options ask for."""
         names = list(self.grid)
         variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        seeds = tuple(seed_list(given.seeds))
-        groups = [(seed,) for seed in seeds] if given.split_seeds else [seeds]
+        seeds = tuple(parse_seeds(options.seeds))
+        groups = [(seed,) for seed in seeds] if options.split_seeds else [seeds]
         return [
-            Training(algo, task, group, variant, scaled(algo, task, given.scale))
-            for algo in given.algos
-            for task in given.tasks
+            PlannedRun(algo, task, group, variant, scaled(algo, task, options.scale))
+            for algo in options.algos
+            for task in options.tasks
             for variant in variants
             for group in groups
         ]
@@ -82,43 +78,43 @@ class Experiment:
 class Study:
     """An experiment with the options of one command line."""
 
-    def __init__(self, experiment: Experiment, given: argparse.Namespace) -> None:
-        self.experiment, self.given = experiment, given
-        self.base = Path(given.dir).resolve() / experiment.folder / data_name(given)
+    def __init__(self, experiment: Experiment, options: argparse.Namespace) -> None:
+        self.experiment, self.options = experiment, options
+        self.base = Path(options.dir).resolve() / experiment.folder / data_name(options.dataset, options.scale)
         try:
-            self.trainings = experiment.trainings(given)
-            for training in self.trainings:
+            self.runs = experiment.runs(options)
+            for run in self.runs:
                 # An unknown task or setting, or nothing to evaluate, is said before anything starts.
-                _ = training.config, [experiment.evaluated(folder) for folder in training.folders(self.base)]
+                _ = run.config, [experiment.evaluated(folder) for folder in run.folders(self.base)]
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def done(self, training: Training) -> float:
+    def done(self, run: PlannedRun) -> float:
         """Share of a training's gradient steps that is done; below 1 while an evaluation is missing."""
-        trained = training.folders(self.base)
-        share = statistics.mean(share_done(folder, training.steps) for folder in trained)
-        if share < 1 or all(is_complete(f, training.steps) for t in trained for f in self.experiment.evaluated(t)):
+        trained = run.folders(self.base)
+        share = statistics.mean(share_done(folder, run.steps) for folder in trained)
+        if share < 1 or all(is_complete(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
             return share
         return 0.99
 
     def plan(self) -> None:
         """List the runs, what is done, and the time that is left at measured speeds."""
-        missing = missing_data(self.given, [training.env_name for training in self.trainings])
-        speeds = Speeds(Path(self.given.dir), self.given.device, self.given.measure)
+        missing = missing_data(self.options.dataset, [run.env_name for run in self.runs])
+        speeds = Speeds(Path(self.options.dir), self.options.device, self.options.measure)
         took, rows = self.durations(), []
         left, unknown, trained, spent = 0.0, 0, 0.0, 0.0  # hours; the last two of the runs that are done
-        for training in self.trainings:
-            share, hours = self.done(training), None
-            rate, source = speeds.get(training.algo, training.env_name, training.config, len(training.seeds))
+        for run in self.runs:
+            share, hours = self.done(run), None
+            rate, source = speeds.get(run.algo, run.env_name, run.config, len(run.seeds))
             if rate is not None:
-                hours = training.steps / rate / 3600
-            if share == 1 and hours is not None and training.name in took:
-                trained, spent = trained + hours, spent + took[training.name] / 3600
-            state = "no data" if training.env_name in missing else "done" if share == 1 else f"{100 * share:.0f} %"
+                hours = run.steps / rate / 3600
+            if share == 1 and hours is not None and run.name in took:
+                trained, spent = trained + hours, spent + took[run.name] / 3600
+            state = "no data" if run.env_name in missing else "done" if share == 1 else f"{100 * share:.0f} %"
             is_open = state not in ("no data", "done")
             unknown += is_open and hours is None
             left += (1 - share) * hours if is_open and hours is not None else 0.0
-            rows.append([training.name, f"{training.steps:,}", state, f"{rate:.0f}" if rate else "?",
+            rows.append([run.name, f"{run.steps:,}", state, f"{rate:.0f}" if rate else "?",
                          f"{hours:.2f}" if hours is not None else "?", source])  # fmt: skip
         print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
@@ -140,21 +136,20 @@ class Study:
 
     def run(self) -> int:
         """Train what is not complete; 0 if all of it is then."""
-        ray = available(self.given.ray)  # said before any set is collected
-        open_trainings = [training for training in self.trainings if self.done(training) < 1]
-        missing = prepare_data(self.given, [training.env_name for training in open_trainings])
+        ray = available(self.options.ray)  # said before any set is collected
+        open_runs = [run for run in self.runs if self.done(run) < 1]
+        options = self.options
+        missing = prepare_data(options.dataset, options.local_size, [run.env_name for run in open_runs])
         for reason in missing.values():
             print(f"left out: {reason}", file=sys.stderr)
-        trainings = {t.name: t for t in self.trainings if t.env_name not in missing}
-        logs = self.base / "logs"
+        runs = {run.name: run for run in self.runs if run.env_name not in missing}
+        logs, how = self.base / "logs", How.of(options)
         jobs = [
-            Job(name, training.command(self.base, self.given), logs / f"{name.replace('/', '.')}.txt")
-            for name, training in trainings.items()
+            Job(name, run.command(self.base, how), logs / f"{name.replace('/', '.')}.txt") for name, run in runs.items()
         ]
-        given = self.given
-        resources = Resources(given.cpus_per_run, gpus_per_run(given), given.workers)
-        outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(trainings[job.name]),
-                            ray, resources, given.retries)  # fmt: skip
+        resources = Resources(options.cpus_per_run, gpus_per_run(options), options.workers)
+        outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(runs[job.name]),
+                            ray, resources, options.retries)  # fmt: skip
         took = self.durations()
         took |= {name: took.get(name, 0.0) + outcome.seconds for name, outcome in outcomes.items() if outcome.attempts}
         logs.mkdir(parents=True, exist_ok=True)
@@ -170,17 +165,17 @@ class Study:
 
     def show(self) -> None:
         """Tables on the screen, files where asked for."""
-        given = self.given
-        choice = Choice(SELECTIONS[given.model_selection])
-        trained = [folder for training in self.trainings for folder in training.folders(self.base)]
+        options = self.options
+        choice = Choice(SELECTIONS[options.model_selection])
+        trained = [folder for run in self.runs for folder in run.folders(self.base)]
         folders = [folder for one in trained for folder in self.experiment.evaluated(one) if folder.is_dir()]
         if not folders:
             raise UserError(f"nothing was run yet in {self.base}; begin with: run")
-        by = settings_of(self.experiment.by, given.algos)
-        report = make_report(folders, Labels.parse(given.label), choice, by, given.partial, self.experiment.extra)
+        by = settings_of(self.experiment.by, options.algos)
+        report = make_report(folders, Labels.parse(options.label), choice, by, options.partial, self.experiment.extra)
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
-        done = save(report, given.out, given.html, title=self.experiment.about)
+        done = save(report, options.out, options.html, title=self.experiment.about)
         for label in report.labels:
             print("\n".join(table.markdown() for table in report.tables(label)))
         print("\n".join(done))
@@ -192,11 +187,11 @@ def settings_of(names: Sequence[str], algos: Iterable[str]) -> list[str]:
     return [name for name in names if any(name in {f.name for f in fields(config)} for config in configs)]
 
 
-def gpus_per_run(given: argparse.Namespace) -> float:
+def gpus_per_run(options: argparse.Namespace) -> float:
     """The share of a GPU that one run takes on Ray: what was asked for, else one where runs use CUDA."""
-    if given.gpus_per_run is not None:
-        return given.gpus_per_run
-    return float(given.device != "cpu" and options.resolve_device("auto").type == "cuda")
+    if options.gpus_per_run is not None:
+        return options.gpus_per_run
+    return float(options.device != "cpu" and resolve_device("auto").type == "cuda")
 
 
 def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -245,25 +240,10 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
 
 
 def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
-    """Run a command line; 2 for what the user can mend."""
+    """Run a command line; 2 for what the user can fix."""
 
-    def act() -> int:
+    def act() -> int | None:
         study = Study(experiment, build_parser(experiment, name).parse_args(argv))
-        return getattr(study, study.given.action)() or 0
+        return getattr(study, study.options.action)()
 
-    return command_line(name, act)
-
-
-def command_line(name: str, act: Callable[[], int]) -> int:
-    """The exit code of `act`; 2, with one line, for what the user can mend."""
-    options.show_warnings_as_lines()
-    try:
-        code = act()
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"experiments.{name}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # a pager or `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return command_line(f"experiments.{name}", act)

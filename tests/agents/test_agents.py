@@ -25,6 +25,7 @@ QUICK = {
     "ema_start": 2,
     "action_candidates": 8,
     "clip_denoised": MAX_ACTION,
+    "hidden_dim": 64,
     "vae_hidden_dim": 32,
     "bc_steps": 3,
     "warmup_steps": 4,
@@ -46,19 +47,11 @@ def rngs(seeds: Sequence[int]) -> list[torch.Generator]:
 
 def batch(agent: Agent, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """A batch a seed, from that seed's generator; what the agent would plan for itself is random too."""
-    rows = []
+    parts = []
     for g in generators:
-        rows.append(
-            {
-                "states": torch.randn(ROWS, STATES, generator=g),
-                "actions": (torch.rand(ROWS, ACTIONS, generator=g) * 2 - 1) * MAX_ACTION * 0.95,
-                "next_states": torch.randn(ROWS, STATES, generator=g),
-                "rewards": torch.randn(ROWS, 1, generator=g),
-                "not_dones": (torch.rand(ROWS, 1, generator=g) > 0.1).float(),
-                **{name: torch.rand(ROWS, width, generator=g) * MAX_ACTION for name, width in agent.planned.items()},
-            }
-        )
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        planned = {n: torch.rand(1, ROWS, width, generator=g) * MAX_ACTION for n, width in agent.planned.items()}
+        parts.append(small.batch(g, STATES, ACTIONS, MAX_ACTION, ROWS) | planned)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def train(agent: Agent, generators: Sequence[torch.Generator], steps: int) -> list[dict[str, Tensor]]:

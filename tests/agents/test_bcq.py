@@ -15,7 +15,7 @@ from agents.parts.losses import soft_clipped_backup
 from agents.parts.parameters import Sizes, default_init
 from agents.parts.policies import Perturbation
 from agents.parts.vae import VariationalAutoencoder
-from tests import parity
+from tests import recordings
 
 
 def bcq(sizes: tuple[int, int, float], seeds: int = 1, **settings: Any) -> BCQ:
@@ -23,23 +23,23 @@ def bcq(sizes: tuple[int, int, float], seeds: int = 1, **settings: Any) -> BCQ:
 
 
 def test_recorded_updates_are_repeated() -> None:
-    config, recorded = parity.load("d3rlpy_bcq")
+    config, recorded = recordings.load("d3rlpy_bcq")
     updates = config.pop("updates")
     agent = bcq((4, 2, 1.0), seeds=2, action_candidates=10, **config)
     names = ("actor", "critic", "vae", "actor_target", "critic_target")
-    agent.load_published({name: parity.part(recorded, f"before/{name}") for name in names})
+    agent.load_published({name: recordings.part(recorded, f"before/{name}") for name in names})
     for k in range(updates):
-        batch, draws = (parity.stacked(parity.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
-        metrics, expected = agent.update(batch, draws), parity.part(recorded, f"metrics/{k}")
+        batch, draws = (recordings.stacked(recordings.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
+        metrics, expected = agent.update(batch, draws), recordings.part(recorded, f"metrics/{k}")
         for ours, theirs in (("vae_loss", "vae_loss"), ("critic_loss", "critic_loss"), ("q_loss", "actor_loss")):
             torch.testing.assert_close(metrics[ours], expected[theirs].expand(2), rtol=1e-5, atol=1e-5)
     for state in agent.published_state():
         for network in names:
-            expected = parity.part(recorded, f"after/{network}")
+            expected = recordings.part(recorded, f"after/{network}")
             assert state[network].keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(state[network][name], value, rtol=1e-4, atol=1e-5, msg=f"{network} {name}")
-    shown = parity.stacked(parity.part(recorded, "act"), 2)
+    shown = recordings.stacked(recordings.part(recorded, "act"), 2)
     actions = agent.actions_for(shown["states"], {"code_noise": shown["code_noise"].view(2, 8, 10, 4)})
     torch.testing.assert_close(actions, shown["actions"], rtol=1e-4, atol=1e-5)
 

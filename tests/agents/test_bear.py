@@ -14,7 +14,7 @@ import hyperparameters
 from agents import AGENTS
 from agents.bear import BEAR
 from agents.parts.losses import KERNELS, mmd
-from tests import parity
+from tests import recordings, small
 
 
 def bear(sizes: tuple[int, int, float], seeds: int = 1, **settings: Any) -> BEAR:
@@ -23,7 +23,8 @@ def bear(sizes: tuple[int, int, float], seeds: int = 1, **settings: Any) -> BEAR
 
 def weights(recorded: dict[str, np.ndarray], when: str) -> dict[str, dict[str, torch.Tensor]]:
     """The recorded networks; the policy's layers of mean and deviation become one here."""
-    networks = {name: parity.part(recorded, f"{when}/{name}") for name in ("actor", "critic", "critic_target", "vae")}
+    names = ("actor", "critic", "critic_target", "vae")
+    networks = {name: recordings.part(recorded, f"{when}/{name}") for name in names}
     two = networks["actor"]
     networks["actor"] = {f"net.{2 * i}.{kind}": two[f"l{i + 1}.{kind}"] for i in (0, 1) for kind in ("weight", "bias")}
     for kind in ("weight", "bias"):
@@ -34,15 +35,15 @@ def weights(recorded: dict[str, np.ndarray], when: str) -> dict[str, dict[str, t
 @pytest.mark.parametrize("kernel", list(KERNELS))
 def test_recorded_updates_are_repeated(kernel: str) -> None:
     """Two updates of the warm-up and two after it, the multiplier held; d3rlpy's critics step before the policy's Q."""
-    config, recorded = parity.load(f"d3rlpy_bear_{kernel}")
+    config, recorded = recordings.load(f"d3rlpy_bear_{kernel}")
     updates, log_alpha = config.pop("updates"), config.pop("log_alpha")
     agent = bear((4, 2, 1.0), seeds=2, action_candidates=10, alpha_learning_rate=1e-12, **config)
     agent.load_published({**weights(recorded, "before"), "log_alpha": torch.tensor(log_alpha)})
     for k in range(updates):
-        batch, draws = (parity.stacked(parity.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
+        batch, draws = (recordings.stacked(recordings.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
         agent.step = k
         agent.prepare()
-        metrics, expected = {}, parity.part(recorded, f"metrics/{k}")
+        metrics, expected = {}, recordings.part(recorded, f"metrics/{k}")
         for name, loss in (("vae", agent.behaviour_loss), ("critic", agent.critic_loss), ("actor", agent.policy_loss)):
             metrics |= agent.descend(name, loss(batch, draws))
         metrics |= agent.ascend("alpha", metrics["mmd"] - config["mmd_threshold"])
@@ -58,7 +59,7 @@ def test_recorded_updates_are_repeated(kernel: str) -> None:
             assert state[network].keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(state[network][name], value, rtol=1e-4, atol=1e-5, msg=f"{network} {name}")
-    shown = parity.stacked(parity.part(recorded, "act"), 2)
+    shown = recordings.stacked(recordings.part(recorded, "act"), 2)
     actions = agent.actions_for(shown["states"], {"noise": shown["noise"]})
     torch.testing.assert_close(actions, shown["actions"], rtol=1e-4, atol=1e-5)
 
@@ -205,12 +206,6 @@ def test_discrepancy_keeps_its_digits_where_sigma_is_large() -> None:
 # --- The multiplier and the phases --------------------------------------------------------------------------------
 
 
-def transitions(g: torch.Generator, seeds: int = 1, rows: int = 16) -> dict[str, torch.Tensor]:
-    batch = {name: torch.randn(seeds, rows, 3, generator=g) for name in ("states", "next_states")}
-    batch |= {"actions": torch.rand(seeds, rows, 2, generator=g) * 0.1, "rewards": torch.randn(seeds, rows, 1)}
-    return batch | {"not_dones": torch.zeros(seeds, rows, 1)}
-
-
 @pytest.mark.parametrize(("threshold", "sign"), [(0.0, 1), (9.0, -1)])
 def test_the_multiplier_rises_where_the_constraint_is_broken_and_keeps_its_bounds(threshold: float, sign: int) -> None:
     """Adam's steps by -alpha (MMD - epsilon), repeated with PyTorch's Adam; then the bounds."""
@@ -219,21 +214,21 @@ def test_the_multiplier_rises_where_the_constraint_is_broken_and_keeps_its_bound
     plain = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.Adam([plain], lr=0.05)
     for _ in range(5):
-        metrics = agent.update(transitions(g), agent.draw(g, 16))
+        metrics = agent.update(small.batch(g, 3, 2, 0.1), agent.draw(g, 16))
         optimizer.zero_grad()
         (-plain.exp() * (metrics["mmd"][0] - threshold)).backward()
         optimizer.step()
         torch.testing.assert_close(metrics["alpha"][0], plain.detach().exp(), rtol=1e-5, atol=1e-6)
     assert sign * plain.item() > 0.1
     agent.alpha.flat.fill_({1: 9.99, -1: -4.99}[sign])
-    agent.update(transitions(g), agent.draw(g, 16))
+    agent.update(small.batch(g, 3, 2, 0.1), agent.draw(g, 16))
     assert agent.alpha.flat.item() == {1: 10.0, -1: -5.0}[sign]
 
 
 def test_the_value_counts_from_the_end_of_the_warm_up() -> None:
     """Until then the policy's step is the same whatever the critics say."""
     g = torch.Generator().manual_seed(0)
-    batches = [transitions(g) for _ in range(4)]
+    batches = [small.batch(g, 3, 2, 0.1) for _ in range(4)]
     agents = [bear((3, 2, 1.0), hidden_dim=8, vae_hidden_dim=8, warmup_steps=3) for _ in range(2)]
     with torch.no_grad():
         agents[1].networks["critic"].flat.mul_(-3.0)

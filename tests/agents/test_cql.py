@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +16,8 @@ import hyperparameters
 from agents import AGENTS
 from agents.cql import CQL, IMPROVING
 from agents.parts.losses import conservative_gap
-from tests.d3rlpy_cases import Recording
+from tests import small
+from tests.recordings import Recording
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 6, 0.8
 
@@ -28,14 +28,7 @@ def make(env_name: str = "hopper-medium-v2", seeds: tuple[int, ...] = (0,), **se
 
 
 def transitions(seed: int, rows: int = ROWS) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "states": torch.randn(1, rows, STATES, generator=g),
-        "actions": (torch.rand(1, rows, ACTIONS, generator=g) * 2 - 1) * MAX_ACTION * 0.95,
-        "next_states": torch.randn(1, rows, STATES, generator=g),
-        "rewards": torch.randn(1, rows, 1, generator=g),
-        "not_dones": (torch.rand(1, rows, 1, generator=g) > 0.3).float(),
-    }
+    return small.batch(torch.Generator().manual_seed(seed), STATES, ACTIONS, MAX_ACTION, rows)
 
 
 # --- Against d3rlpy -----------------------------------------------------------------------------------------------
@@ -88,12 +81,7 @@ class Plain:
 
     def __init__(self, agent: CQL) -> None:
         def chain(width: int, out: int, prefix: str, state: dict[str, Tensor]) -> nn.Sequential:
-            sizes = [width, 16, 16, 16, out]
-            layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-            net = nn.Sequential(*layers[:-1])
-            own = {n.removeprefix(f"{prefix}."): v for n, v in state.items() if n.startswith(f"{prefix}.")}
-            net.load_state_dict(own)
-            return net
+            return small.plain_chain((width, 16, 16, 16, out), prefix, state)
 
         state, self.c = agent.published_state()[0], agent.config
         self.pi = chain(STATES, 2 * ACTIONS, "net", state["actor"])

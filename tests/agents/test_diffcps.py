@@ -11,7 +11,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from agents.parts.adam import learning_rate_factor
-from tests import parity
+from tests import recordings
 
 
 def published_config(config: dict[str, Any]) -> Any:
@@ -24,16 +24,16 @@ def published_config(config: dict[str, Any]) -> Any:
         lambda_max=config["lambda_max"],
         kappa=config["target_kl"],
         policy_interval=config["policy_freq"],
-        **parity.chain_settings(config),
+        **recordings.chain_settings(config),
     )
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_recorded_updates_are_reproduced(seeds: int) -> None:
-    config, recorded = parity.load("parity_diffcps_locomotion")
+    config, recorded = recordings.load("parity_diffcps_locomotion")
     rs = np.random.RandomState(config["seed"])
-    networks = parity.weights(config, rs)
-    batches, draws = parity.batches(config, rs), parity.chain_draws(config, rs)
+    networks = recordings.weights(config, rs)
+    batches, draws = recordings.batches(config, rs), recordings.chain_draws(config, rs)
     agent = AGENTS["diffcps"](
         config["state_dim"],
         config["action_dim"],
@@ -44,7 +44,7 @@ def test_recorded_updates_are_reproduced(seeds: int) -> None:
     agent.load_published(networks)
     agent.step = config["start_step"]
     for k in range(config["updates"]):
-        metrics = agent.update(parity.stacked(batches[k], seeds), parity.stacked(draws[k], seeds))
+        metrics = agent.update(recordings.stacked(batches[k], seeds), recordings.stacked(draws[k], seeds))
         expected = recorded["metrics"][k]
         names = ("kl_loss", "actor_loss", "critic_loss", "lambda")
         if np.isfinite(expected).all():
@@ -56,7 +56,7 @@ def test_recorded_updates_are_reproduced(seeds: int) -> None:
     multiplier = recorded.pop("after/lambda")[0]
     for state in agent.published_state():
         np.testing.assert_allclose(state.pop("lambda").item(), multiplier, rtol=1e-6)
-        parity.assert_recorded(state, recorded)
+        recordings.assert_recorded(state, recorded)
 
 
 def test_the_multiplier_goes_out_and_comes_in_with_the_weights() -> None:

@@ -12,7 +12,7 @@ import hyperparameters
 from agents import AGENTS
 from agents.parts.diffusion import beta_schedule
 from benchmarks.plain import PlainDiffusionLearner
-from tests import parity
+from tests import recordings
 
 METRICS = ("bc_loss", "actor_loss", "critic_loss", "q_loss")
 
@@ -22,27 +22,27 @@ def published_config(config: dict[str, Any]) -> Any:
         "diffusion_ql",
         "halfcheetah-medium-v2",
         eta=config["eta"],
-        **parity.chain_settings(config),
+        **recordings.chain_settings(config),
     )
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_recorded_updates_are_reproduced(seeds: int) -> None:
-    config, recorded = parity.load("parity_dql_locomotion")
+    config, recorded = recordings.load("parity_dql_locomotion")
     rs = np.random.RandomState(config["seed"])
-    networks = parity.weights(config, rs)
-    batches, draws = parity.batches(config, rs), parity.chain_draws(config, rs)
+    networks = recordings.weights(config, rs)
+    batches, draws = recordings.batches(config, rs), recordings.chain_draws(config, rs)
     sizes = (config["state_dim"], config["action_dim"], config["max_action"])
     agent = AGENTS["diffusion_ql"](*sizes, published_config(config), range(seeds))
     agent.load_published(networks)
     agent.step = config["start_step"]
     for k in range(config["updates"]):
-        metrics = agent.update(parity.stacked(batches[k], seeds), parity.stacked(draws[k], seeds))
+        metrics = agent.update(recordings.stacked(batches[k], seeds), recordings.stacked(draws[k], seeds))
         for seed in range(seeds):
             got = [metrics[name][seed].item() for name in METRICS]
             np.testing.assert_allclose(got, recorded["metrics"][k], rtol=1e-4, atol=1e-5)
     for state in agent.published_state():
-        parity.assert_recorded(state, recorded)
+        recordings.assert_recorded(state, recorded)
 
 
 # --- Against the plain form, which shares no line with the agent ---------------------------------------------------
@@ -69,9 +69,9 @@ def test_the_update_matches_the_plain_form(case: str) -> None:
     agent.step = plain.step = SIZE["start_step"]
     sizes = {**SIZE, "state_dim": state_dim, "action_dim": action_dim, "max_action": max_action}
     g = torch.Generator().manual_seed(0)
-    for batch in parity.batches(sizes, np.random.RandomState(0)):
+    for batch in recordings.batches(sizes, np.random.RandomState(0)):
         draws = agent.draw(g, SIZE["batch_size"])
-        metrics = agent.update(parity.stacked(batch, 1), draws)
+        metrics = agent.update(recordings.stacked(batch, 1), draws)
         for name, value in plain.train_step(batch, {name: value[0] for name, value in draws.items()}).items():
             assert metrics[name].item() == pytest.approx(value, rel=2e-4, abs=2e-5), name
     for network, weights in agent.published_state()[0].items():

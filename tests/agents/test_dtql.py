@@ -13,7 +13,7 @@ from agents import AGENTS
 from agents.parts.edm import EDM
 from agents.parts.losses import expectile_loss
 from benchmarks.plain_dtql import PlainDTQL
-from tests import parity
+from tests import recordings
 
 METRICS = ("bc_loss", "distill_loss", "q_loss", "actor_loss", "critic_loss", "gamma_loss")
 
@@ -25,27 +25,27 @@ def published_config(config: dict[str, Any]) -> Any:
         alpha=config["alpha"],
         gamma=config["gamma"],
         expectile=config["expectile"],
-        **parity.settings(config),
+        **recordings.settings(config),
     )
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_recorded_updates_are_reproduced(seeds: int) -> None:
-    config, recorded = parity.load("parity_dtql_locomotion")
+    config, recorded = recordings.load("parity_dtql_locomotion")
     rs = np.random.RandomState(config["seed"])
-    networks = parity.weights(config, rs)
-    batches, draws = parity.batches(config, rs), parity.one_step_draws(config, rs)
+    networks = recordings.weights(config, rs)
+    batches, draws = recordings.batches(config, rs), recordings.one_step_draws(config, rs)
     sizes = (config["state_dim"], config["action_dim"], config["max_action"])
     agent = AGENTS["dtql"](*sizes, published_config(config), range(seeds))
     agent.load_published(networks)
     agent.step = config["start_step"]
     for k in range(config["updates"]):
-        metrics = agent.update(parity.stacked(batches[k], seeds), parity.stacked(draws[k], seeds))
+        metrics = agent.update(recordings.stacked(batches[k], seeds), recordings.stacked(draws[k], seeds))
         for seed in range(seeds):
             got = [metrics[name][seed].item() for name in METRICS]
             np.testing.assert_allclose(got, recorded["metrics"][k], rtol=1e-4)
     for state in agent.published_state():
-        parity.assert_recorded(state, recorded)
+        recordings.assert_recorded(state, recorded)
 
 
 # --- Against the plain form, which shares no line with the agent ---------------------------------------------------
@@ -88,7 +88,7 @@ def test_the_update_matches_the_plain_form(case: str) -> None:
     for step in range(-3, 5):
         one = batch(g, state_dim, action_dim, max_action)
         draws = agent.draw(g, 32)
-        metrics = agent.update(parity.stacked(one, 1), draws)
+        metrics = agent.update(recordings.stacked(one, 1), draws)
         expected = plain.train_step(one, {name: value[0] for name, value in draws.items()})
         for name, value in expected.items():
             assert metrics[name].item() == pytest.approx(value, rel=2e-4, abs=1e-5), (step, name)
@@ -114,11 +114,11 @@ def test_pretraining_moves_only_denoiser_critics_and_value() -> None:
     agent.step = agent.first_step
     start = {name: p.flat.clone() for name, p in agent.networks.items()}
     for _ in range(6):
-        agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
+        agent.update(recordings.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
     moved = {name for name, p in agent.networks.items() if not torch.equal(p.flat, start[name])}
     assert moved == {"critic", "value", "bc"}
     assert agent.step == 0 and agent.phase(-1) != agent.phase(0) == agent.phase(10**6)
-    agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
+    agent.update(recordings.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
     moved = {name for name, p in agent.networks.items() if not torch.equal(p.flat, start[name])}
     assert moved == set(agent.networks) - {"ema"}  # that average starts at ema_start
 
@@ -130,7 +130,7 @@ def test_lr_decay_is_torchs_cosine_stepped_every_update() -> None:
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=10, eta_min=0.0)
     agent.step = -1
     for step in range(-1, 11):
-        agent.update(parity.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
+        agent.update(recordings.stacked(batch(g, 3, 2, 1.0), 1), agent.draw(g, 32))
         expected = cosine.get_last_lr()[0] / 1e-4
         for name, base in (("bc", 1e-4), ("actor", 1e-4), ("critic", 3e-4), ("value", 3e-4)):
             assert agent.optimizers[name].rate.item() / base == pytest.approx(expected, abs=1e-6), step
@@ -232,6 +232,6 @@ def test_it_finds_the_better_of_two_actions_in_the_data() -> None:
         one = batch(g, 2, 1, 1.0)
         one["actions"] = torch.where(torch.rand(32, 1, generator=g) < 0.5, -0.6, 0.6)
         one |= {"rewards": (one["actions"] > 0).float(), "not_dones": torch.zeros(32, 1)}
-        agent.update(parity.stacked(one, 1), agent.draw(g, 32))
+        agent.update(recordings.stacked(one, 1), agent.draw(g, 32))
     actions = agent.act(torch.randn(1, 100, 2, generator=g), g)
     assert 0.3 < actions.mean() < 0.9 and actions.min() > 0

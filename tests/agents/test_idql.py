@@ -14,6 +14,7 @@ import hyperparameters
 from agents.idql import IDQL
 from agents.parts.diffusion import Diffusion, beta_schedule
 from agents.parts.losses import expectile_loss, implicit_policy_weights
+from tests import small
 
 STATES, ACTIONS, ROWS, MAX_ACTION, WIDTH = 5, 3, 12, 0.8, 16
 
@@ -24,14 +25,7 @@ def make(env_name: str = "hopper-medium-v2", seeds: tuple[int, ...] = (0,), **se
 
 
 def transitions(seed: int, rows: int = ROWS) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "states": torch.randn(1, rows, STATES, generator=g),
-        "actions": (torch.rand(1, rows, ACTIONS, generator=g) * 2 - 1) * MAX_ACTION,
-        "next_states": torch.randn(1, rows, STATES, generator=g),
-        "rewards": torch.randn(1, rows, 1, generator=g),
-        "not_dones": (torch.rand(1, rows, 1, generator=g) > 0.3).float(),
-    }
+    return small.batch(torch.Generator().manual_seed(seed), STATES, ACTIONS, MAX_ACTION, rows)
 
 
 # --- A plain second implementation --------------------------------------------------------------------------------
@@ -67,9 +61,7 @@ class PlainNoise(nn.Module):
 
 
 def plain_chain(width: int, prefix: str, state: dict[str, Tensor]) -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
-    net.load_state_dict({n.removeprefix(f"{prefix}."): v for n, v in state.items() if n.startswith(f"{prefix}.")})
-    return net
+    return small.plain_chain((width, WIDTH, WIDTH, 1), prefix, state)
 
 
 def test_the_noise_network_equals_the_written_out_one() -> None:

@@ -13,7 +13,8 @@ import hyperparameters
 from agents.iql import IQL
 from agents.parts.losses import advantage_weights, expectile_loss
 from agents.parts.parameters import gradients
-from tests.d3rlpy_cases import Recording
+from tests import small
+from tests.recordings import Recording
 
 STATES, ACTIONS, ROWS, MAX_ACTION = 5, 3, 12, 0.8
 
@@ -24,14 +25,7 @@ def make(env_name: str = "hopper-medium-v2", seeds: tuple[int, ...] = (0,), **se
 
 
 def transitions(seed: int, rows: int = ROWS) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "states": torch.randn(1, rows, STATES, generator=g),
-        "actions": (torch.rand(1, rows, ACTIONS, generator=g) * 2 - 1) * MAX_ACTION,
-        "next_states": torch.randn(1, rows, STATES, generator=g),
-        "rewards": torch.randn(1, rows, 1, generator=g),
-        "not_dones": (torch.rand(1, rows, 1, generator=g) > 0.3).float(),
-    }
+    return small.batch(torch.Generator().manual_seed(seed), STATES, ACTIONS, MAX_ACTION, rows)
 
 
 # --- Against d3rlpy -----------------------------------------------------------------------------------------------
@@ -74,10 +68,7 @@ class Plain:
 
     def __init__(self, agent: IQL) -> None:
         def chain(width: int, out: int, prefix: str, state: dict[str, Tensor]) -> nn.Sequential:
-            net = nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, out))
-            own = {n.removeprefix(f"{prefix}."): v for n, v in state.items() if n.startswith(f"{prefix}.")}
-            net.load_state_dict(own)
-            return net
+            return small.plain_chain((width, 16, 16, out), prefix, state)
 
         state, self.c = agent.published_state()[0], agent.config
         pairs = [("critic", f"q{i}_model") for i in (1, 2)] + [("critic_target", f"q{i}_model") for i in (1, 2)]

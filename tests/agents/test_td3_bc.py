@@ -12,7 +12,7 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from agents.td3_bc import TD3BC
-from tests import parity, small
+from tests import recordings, small
 from utils.seeding import torch_generators
 from utils.training.runner import Runner
 
@@ -29,20 +29,20 @@ def published(recorded: dict[str, np.ndarray], when: str) -> dict[str, dict[str,
     networks = {}
     for name in ("actor", "critic", "actor_target", "critic_target"):
         layers = LAYERS[name.removesuffix("_target")]
-        own = parity.part(recorded, f"{when}/{name}")
+        own = recordings.part(recorded, f"{when}/{name}")
         networks[name] = {f"{layers[n.rsplit('.', 1)[0]]}.{n.rsplit('.', 1)[1]}": value for n, value in own.items()}
     return networks
 
 
 def test_recorded_updates_are_repeated() -> None:
-    config, recorded = parity.load("d3rlpy_td3_bc")
+    config, recorded = recordings.load("d3rlpy_td3_bc")
     updates = config.pop("updates")
     agent = td3_bc((4, 2, 1.0), seeds=2, **config)
     agent.load_published(published(recorded, "before"))
     for k in range(updates):
-        batch, draws = (parity.stacked(parity.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
+        batch, draws = (recordings.stacked(recordings.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
         metrics = agent.update(batch, draws)
-        expected = parity.part(recorded, f"metrics/{k}")
+        expected = recordings.part(recorded, f"metrics/{k}")
         torch.testing.assert_close(metrics["critic_loss"], expected["critic_loss"].expand(2), rtol=1e-5, atol=1e-5)
         assert metrics["actor_loss"].isnan().all() == ("actor_loss" not in expected) == (k % 2 == 0)
         for name in ("actor_loss", "bc_loss"):

@@ -275,4 +275,4 @@ def test_command_line_errors(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 2
-    assert result.stderr == f"error: no snapshots in {tmp_path / 'walker2d'}; run the search longer\n"
+    assert result.stderr == f"utils.behaviour.search: no snapshots in {tmp_path / 'walker2d'}; run the search longer\n"

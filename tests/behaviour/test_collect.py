@@ -325,4 +325,4 @@ def test_command_line(policy_path: Path, tmp_path: Path) -> None:
 
     good, bad = command(str(tmp_path / "x.hdf5")), command(str(tmp_path / "x.hdf5"))
     assert good.returncode == 0 and "50 rows" in good.stdout
-    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith("error: ")
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and bad.stderr.startswith("utils.behaviour.collect: ")

@@ -11,12 +11,12 @@ import torch
 import hyperparameters
 from agents import AGENTS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
-from tests import parity
+from tests import recordings
 
 
 def case(**changes: Any) -> dict[str, Any]:
     """A recorded case's configuration with other settings: inputs come from the same rule."""
-    config, _ = parity.load("parity_diffcps_locomotion")
+    config, _ = recordings.load("parity_diffcps_locomotion")
     return {**config, "updates": 12, "start_step": 994, "batch_size": 16, **changes}
 
 
@@ -44,7 +44,8 @@ CASES = [
 def test_plain_and_ours_agree(algo: str, changes: dict[str, Any], more: dict[str, Any]) -> None:
     config = case(**changes)
     rs = np.random.RandomState(3)
-    networks, batches, draws = parity.weights(config, rs), parity.batches(config, rs), parity.chain_draws(config, rs)
+    networks, batches = recordings.weights(config, rs), recordings.batches(config, rs)
+    draws = recordings.chain_draws(config, rs)
     chosen = settings(config, algo, **more)
     dims = (config["state_dim"], config["action_dim"], config["max_action"], chosen)
     agent = AGENTS[algo](*dims, seeds=[0])
@@ -53,7 +54,7 @@ def test_plain_and_ours_agree(algo: str, changes: dict[str, Any], more: dict[str
     plain.load_published(networks)
     agent.step = plain.step = config["start_step"]
     for batch, drawn in zip(batches, draws, strict=True):
-        ours = agent.update(parity.stacked(batch, 1), parity.stacked(drawn, 1))
+        ours = agent.update(recordings.stacked(batch, 1), recordings.stacked(drawn, 1))
         theirs = plain.train_step(batch, drawn)
         for name, value in theirs.items():
             assert ours[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -66,9 +67,10 @@ def test_plain_and_ours_agree(algo: str, changes: dict[str, Any], more: dict[str
 
 
 def test_plain_reproduces_the_recording() -> None:
-    config, recorded = parity.load("parity_diffcps_locomotion")
+    config, recorded = recordings.load("parity_diffcps_locomotion")
     rs = np.random.RandomState(config["seed"])
-    networks, batches, draws = parity.weights(config, rs), parity.batches(config, rs), parity.chain_draws(config, rs)
+    networks, batches = recordings.weights(config, rs), recordings.batches(config, rs)
+    draws = recordings.chain_draws(config, rs)
     chosen = settings(config, "diffcps", kappa=config["target_kl"])
     plain = PlainDiffusionLearner("diffcps", 17, 6, 1.0, chosen, torch.device("cpu"))
     plain.load_published(networks)

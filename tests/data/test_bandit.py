@@ -15,7 +15,7 @@ import hyperparameters
 import run
 from agents import AGENTS
 from tests.small import SHORT
-from utils import options, sources
+from utils import sources
 from utils.data import bandit
 from utils.errors import UserError
 from utils.report.runs import Labels, read_run
@@ -172,9 +172,8 @@ def test_the_domains_settings_hold_for_every_algorithm() -> None:
 
 
 def test_the_environment_gives_the_agent_its_box() -> None:
-    given = options.parse(["--env_name", CIRCLE], AGENTS)
-    environments = sources.make_environments(given, 3)
-    data = sources.load(given)
+    source = sources.choose(CIRCLE)
+    environments, data = source.environments(3), source.load()
     assert environments.num_envs == 3 and environments.max_action == pytest.approx(1.2)
     assert (environments.state_dim, environments.action_dim) == (data.state_dim, data.action_dim)
 

@@ -1,10 +1,18 @@
 """D4RL's ids, scores, files and transitions: recorded facts, a plain second implementation, broken files, a server."""
 
+import contextlib
+import errno
 import hashlib
 import http.server
 import json
+import os
+import resource
+import subprocess
+import sys
 import threading
+import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import h5py
@@ -12,8 +20,8 @@ import numpy as np
 import pytest
 
 from utils import tasks
-from utils.data import d4rl, download
-from utils.data.rows import Rows, qlearning_transitions
+from utils.data import d4rl, download, rows
+from utils.data.rows import Rows, qlearning_transitions, read_rows
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -333,6 +341,113 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, options):
     assert peak < 64e6
 
 
+def wait_for(path: Path, seconds: float = 20.0, **arguments) -> str:
+    """What loading says, in a process of its own that may not hang."""
+    code = "import sys; from utils.data import d4rl; d4rl.load(sys.argv[1], sys.argv[2])"
+    command = [sys.executable, "-c", code, HOPPER, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=seconds, check=False)
+    return run.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["external storage", "external link", "soft link", "virtual"])
+def test_numbers_outside_the_file_are_refused_before_they_are_opened(tmp_path, kind):
+    """They stand outside the recorded SHA-256. The other file is a pipe: whoever opens it hangs."""
+    arrays = make_arrays(50)
+    rewards = arrays.pop("rewards")
+    path, elsewhere = write(tmp_path / "a.hdf5", arrays), tmp_path / "elsewhere"
+    os.mkfifo(elsewhere)
+    with h5py.File(path, "a") as file:
+        if kind == "external storage":
+            file.create_dataset("rewards", shape=(50,), dtype="f4", external=[(str(elsewhere), 0, h5py.h5f.UNLIMITED)])
+        elif kind == "external link":
+            file["rewards"] = h5py.ExternalLink(str(elsewhere), "/rewards")
+        elif kind == "soft link":
+            file["other"] = rewards
+            file["rewards"] = h5py.SoftLink("/other")
+        else:
+            layout = h5py.VirtualLayout(shape=(50,), dtype="f4")
+            layout[:] = h5py.VirtualSource(str(elsewhere), "rewards", shape=(50,))
+            file.create_virtual_dataset("rewards", layout)
+    words = "is a link" if "link" in kind else "is stored in another file"
+    assert f"'rewards' {words}" in wait_for(path)
+
+
+def test_a_pipe_and_a_device_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a file" in wait_for(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is not a file"):
+        read_rows("/dev/zero")
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_the_recorded_hash_is_that_of_the_rows_that_were_read(tmp_path, monkeypatch, how):
+    path = write(tmp_path / "a.hdf5", make_arrays(300))
+    os.utime(path, ns=(0, 0))
+    first, other = path.read_bytes(), write(tmp_path / "b.hdf5", make_arrays(300, seed=1))
+    read = d4rl.read_rows
+
+    def changed_after_hashing(*arguments, **options):
+        path.write_bytes(other.read_bytes()) if how == "written" else os.replace(other, path)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(d4rl, "read_rows", changed_after_hashing)
+    if how == "written":
+        with pytest.raises(UserError, match="was written to while it was read"):
+            d4rl.load(HOPPER, path)
+    else:
+        dataset = d4rl.load(HOPPER, path)
+        assert dataset.info["sha256"] == hashlib.sha256(first).hexdigest()
+        np.testing.assert_array_equal(dataset.rewards, plain_transitions(make_arrays(300), 1000)["rewards"])
+
+
+@pytest.mark.parametrize("kind", ["zeros", "long block", "long stream"])
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path, monkeypatch, kind):
+    """Files of 100 kB or so that would unpack to 100 MB or more: by size, in a block longer than the array, or by a
+    stream that is longer than its block."""
+    monkeypatch.setattr(rows, "_HARMLESS_BYTES", 4_000_000)
+    path, arrays = tmp_path / "bomb.hdf5", make_arrays(2_000)
+    if kind == "zeros":
+        arrays = {key: np.zeros((2_000_000, *array.shape[1:]), array.dtype) for key, array in arrays.items()}
+        write(path, arrays, compression="gzip", compression_opts=9, chunks=True)
+    else:
+        write(path, {key: array for key, array in arrays.items() if key != "observations"})
+        with h5py.File(path, "a") as file:
+            chunk = (2_000_000, 11) if kind == "long block" else (2_000, 11)
+            states = file.create_dataset(
+                "observations", (2_000, 11), "f4", maxshape=(None, 11), chunks=chunk, compression="gzip"
+            )
+            stream = zlib.compress(bytes(200_000_000), 9)
+            states.id.write_direct_chunk((0, 0), stream)
+    size = path.stat().st_size
+    assert size < 1_500_000
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"would unpack to|packed into more bytes") as error:
+        d4rl.load(HOPPER, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "\n" not in str(error.value) and peak < 4e6
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB: HDF5's own memory
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"shuffle": True, "fletcher32": True}])
+def test_blocks_that_reach_beyond_the_array_are_read(tmp_path, options):
+    path = write(tmp_path / "a.hdf5", make_arrays(50))
+    with h5py.File(path, "a") as file:
+        for key, array in make_arrays(50).items():
+            del file[key]
+            chunks = (40, *array.shape[1:])
+            file.create_dataset(key, data=array, chunks=chunks, maxshape=(None, *array.shape[1:]), **options)
+    assert d4rl.load(HOPPER, path).info["rows"] == 50
+
+
+def test_well_packed_sets_are_read(tmp_path):
+    """Constant columns pack a thousand times smaller; a set that is small all the same is no bomb."""
+    arrays = {key: np.zeros_like(array) for key, array in make_arrays(50_000).items()}
+    path = write(tmp_path / "a.hdf5", arrays, compression="gzip")
+    assert d4rl.load(HOPPER, path).info["rows"] == 50_000
+
+
 @pytest.mark.parametrize("options", [{}, {"chunks": (1 << 20, 3)}])
 def test_lengths_that_only_the_header_has(tmp_path, options):
     """A file of a few kB that claims 10^12 rows is refused before any memory is set aside for them."""
@@ -384,6 +499,8 @@ class Server:
     def __init__(self, content: bytes):
         self.content, self.ranges = content, []
         self.status, self.break_after, self.ignore_range, self.claim = 200, [], False, None
+        self.names_versions, self.knows_if_range, self.location, self.pause = True, True, None, 0.0
+        self.slow_head: threading.Event | None = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -400,11 +517,25 @@ class Server:
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         wanted = handler.headers.get("Range")
         self.ranges.append(wanted)
+        if self.slow_head is not None:
+            with contextlib.suppress(OSError):
+                handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+                while not self.slow_head.wait(0.05):
+                    handler.wfile.write(b"x")
+            return
+        if self.location is not None:
+            handler.send_response(302)
+            handler.send_header("Location", self.location)
+            handler.end_headers()
+            return
         if self.status != 200:
             handler.send_error(self.status)
             return
+        etag = f'"{hashlib.md5(self.content).hexdigest()}"'
+        if self.knows_if_range and handler.headers.get("If-Range") not in (None, etag):
+            wanted = None
         start = int(wanted.split("=")[1].rstrip("-")) if wanted and not self.ignore_range else 0
-        if start >= len(self.content):
+        if start and start >= len(self.content):
             handler.send_response(416)
             handler.send_header("Content-Range", f"bytes */{len(self.content)}")
             handler.end_headers()
@@ -414,14 +545,24 @@ class Server:
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         handler.send_header("Content-Length", str(self.claim or len(body)))
+        if self.names_versions:
+            handler.send_header("ETag", etag)
         handler.end_headers()
-        handler.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
+        if not self.pause:
+            handler.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
+            return
+        with contextlib.suppress(OSError):  # the client has gone
+            for byte in range(len(body)):
+                handler.wfile.write(body[byte : byte + 1])
+                time.sleep(self.pause)
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """D4RL's server with hopper-medium-v2 on it, and an empty cache."""
+    (tmp_path / "cache").mkdir()
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("D4RL_DATASET_URL", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = Server(write(tmp_path / "origin.hdf5", make_arrays(3000)).read_bytes())
     task = tasks.task(HOPPER)
@@ -435,7 +576,7 @@ def server(tmp_path, monkeypatch):
 
 def left_in_cache() -> list[str]:
     folder = d4rl.cache_folder()
-    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.exists() else []
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 FILE = "hopper_medium-v2.hdf5"
@@ -451,7 +592,6 @@ def test_cache_is_where_d4rl_keeps_it(monkeypatch, tmp_path):
 
 def test_an_existing_cache_serves_and_no_server_is_asked(server):
     path = d4rl.cached_file(HOPPER)
-    path.parent.mkdir()
     write(path, make_arrays(10, ends=0.0))
     dataset = d4rl.load(HOPPER)
     assert dataset.size == 9 and dataset.source == "d4rl"
@@ -500,7 +640,7 @@ def test_a_break_is_resumed_by_a_later_call(server):
     with pytest.raises(UserError, match="70000 bytes are kept and continued next time") as error:
         d4rl.load(HOPPER)
     assert "--dataset local" in str(error.value) and "\n" not in str(error.value)
-    assert left_in_cache() == [f"{FILE}.part"]
+    assert left_in_cache() == [f"{FILE}.part", f"{FILE}.part.json"]
     server.break_after, server.ranges = [], []
     d4rl.load(HOPPER)
     assert server.ranges == ["bytes=70000-"]
@@ -513,23 +653,151 @@ def test_a_server_that_ignores_ranges(server):
     assert server.ranges == [None, "bytes=60000-"]
 
 
-def test_a_part_of_another_file_starts_anew(server):
-    d4rl.cache_folder().mkdir()
-    part = d4rl.cache_folder() / f"{FILE}.part"
-    part.write_bytes(b"x" * 1000)
-    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
-    assert server.ranges == ["bytes=1000-", None]
-    d4rl.cached_file(HOPPER).unlink()
-    part.write_bytes(b"x" * (len(server.content) + 5))
+def interrupted(server, *lengths: int) -> Path:
+    """A download that broke off after so many bytes; returns the part that it left."""
+    server.break_after = [*lengths] + [0] * 10
+    with pytest.raises(UserError, match="are kept and continued"):
+        d4rl.load(HOPPER)
+    server.break_after, server.ranges = [], []
+    return d4rl.cache_folder() / f"{FILE}.part"
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_pieces_of_two_versions_are_never_joined(server, tmp_path, knows_if_range):
+    """Both versions are uncompressed and alike in all that HDF5 checks, so that the join would pass for a good file."""
+    server.knows_if_range = knows_if_range
+    interrupted(server, 70_000)
+    server.content = write(tmp_path / "second.hdf5", make_arrays(3000, seed=1)).read_bytes()
+    dataset = d4rl.load(HOPPER)
+    assert dataset.info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    assert server.ranges == ["bytes=70000-"] if knows_if_range else ["bytes=70000-", None]
+    np.testing.assert_array_equal(dataset.rewards, plain_transitions(make_arrays(3000, seed=1), 1000)["rewards"])
+    assert left_in_cache() == [FILE, f"{FILE}.sha256"]
+
+
+def test_a_server_that_names_no_version_is_asked_for_the_whole_file_again(server):
+    server.names_versions, server.break_after = False, [70_000, 80_000]
     d4rl.load(HOPPER)
-    assert server.ranges[2:] == [f"bytes={len(server.content) + 5}-", None]
+    assert server.ranges == [None, None, None]
+
+
+def test_a_part_of_unknown_origin_starts_anew(server):
+    part = d4rl.cache_folder() / f"{FILE}.part"
+    for name, content in ((part, b"x" * 1000), (part.with_name(f"{part.name}.json"), b"[1, 2")):
+        name.write_bytes(content)
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    assert server.ranges == [None]
+
+
+def test_a_part_that_is_too_long_or_damaged_starts_anew(server):
+    part = interrupted(server, 70_000)
+    part.write_bytes(b"x" * (len(server.content) + 5))
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    assert server.ranges == [None]
+    d4rl.cached_file(HOPPER).unlink()
+    interrupted(server, 70_000).write_bytes(b"x" * 70_000)
+    d4rl.load(HOPPER)
+    assert server.ranges == ["bytes=70000-", None]
 
 
 def test_a_complete_part_is_only_checked(server):
-    d4rl.cache_folder().mkdir()
-    (d4rl.cache_folder() / f"{FILE}.part").write_bytes(server.content)
+    interrupted(server, 70_000).write_bytes(server.content)
     d4rl.load(HOPPER)
-    assert server.ranges == [f"bytes={len(server.content)}-"] and f"{FILE}.part" not in left_in_cache()
+    assert server.ranges == [] and left_in_cache() == [FILE, f"{FILE}.sha256"]
+
+
+def test_a_full_disk_leaves_no_empty_checksum(server, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            d4rl.load(HOPPER)
+    assert f"{FILE}.sha256" not in left_in_cache()
+    d4rl.load(HOPPER)
+    assert left_in_cache() == [FILE, f"{FILE}.sha256"]
+
+
+def test_an_empty_checksum_is_none(server):
+    """What a full disk left of earlier versions' checksums."""
+    kept = d4rl.cache_folder() / f"{FILE}.sha256"
+    kept.touch()
+    assert d4rl.load(HOPPER).size > 0
+    assert kept.read_text().startswith(hashlib.sha256(server.content).hexdigest())
+    kept.write_text("")
+    assert d4rl.load(HOPPER).size > 0
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "\u00b2", "-5", "x"])
+def test_lengths_that_are_no_numbers(server, length):
+    server.claim = length
+    if length.isascii() and length.isdigit():
+        with pytest.raises(UserError, match="more than the bound") as error:
+            d4rl.load(HOPPER)
+        assert len(str(error.value)) < 2000
+    else:
+        assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[::1", "http://host:port/", "ftp://127.0.0.1/x", "file:///etc/hosts", "http://\xff"]
+)
+def test_a_redirect_to_a_broken_address_is_one_line(server, location):
+    server.location = location
+    with pytest.raises(UserError, match="cannot be downloaded") as error:
+        d4rl.load(HOPPER)
+    assert "\n" not in str(error.value) and left_in_cache() == []
+
+
+def test_a_server_that_dribbles_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, "_PATIENCE_S", 0.3)
+    server.pause = 0.05
+    with pytest.raises(UserError, match=r"only \d+ bytes came in 0.3 s; \d+ bytes are kept"):
+        d4rl.load(HOPPER)
+    server.pause = 0.0
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+
+
+def test_a_server_that_dribbles_its_answer_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, "_PATIENCE_S", 0.3)
+    server.slow_head = threading.Event()
+    with pytest.raises(UserError, match=r"did not answer within 0\.3 s"):
+        d4rl.load(HOPPER)
+    server.slow_head.set()
+    assert left_in_cache() == []
+
+
+def test_a_server_that_gives_a_byte_per_connection_is_given_up(server):
+    server.break_after = [1] * 100
+    with pytest.raises(UserError, match="are kept and continued"):
+        d4rl.load(HOPPER)
+    assert len(server.ranges) < 10
+
+
+def test_a_mirror_has_the_files_under_d4rls_names(server, monkeypatch):
+    task = tasks.task(HOPPER)
+    mirrored = tasks.Task(**{**vars(task), "url": "http://127.0.0.1:9/gone/" + task.file_name})
+    monkeypatch.setitem(tasks.TASKS, HOPPER, mirrored)
+    with pytest.raises(
+        UserError,
+        match=r"wget -P \S+ http://127.0.0.1:9/gone/hopper_medium-v2.hdf5.*D4RL_DATASET_URL.*D4RL_DATASET_DIR",
+    ):
+        d4rl.load(HOPPER)
+    monkeypatch.setenv("D4RL_DATASET_URL", server.url + "/")
+    assert d4rl.address(mirrored) == f"{server.url}/{FILE}"
+    assert d4rl.load(HOPPER).info["sha256"] == hashlib.sha256(server.content).hexdigest()
+    d4rl.cached_file(HOPPER).unlink()
+    monkeypatch.setenv("D4RL_DATASET_URL", "my-mirror")
+    with pytest.raises(UserError, match="must begin with http"):
+        d4rl.load(HOPPER)
+
+
+def test_no_folder_is_made_from_a_mistyped_variable(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cahce"))
+    with pytest.raises(UserError, match=r"D4RL_DATASET_DIR names a folder that is not there.*mkdir -p"):
+        d4rl.load(HOPPER)
+    assert not (tmp_path / "cahce").exists() and server.ranges == []
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])

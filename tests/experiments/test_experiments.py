@@ -17,13 +17,15 @@ import hyperparameters
 import run
 from agents import AGENTS
 from experiments import candidates, figure3_diffusion_steps, table1, table2_diffusion_steps
-from experiments.study import study, training
+from experiments.study import planned_run, study
 from experiments.study.data import find_file, prepare_data
+from experiments.study.planned_run import How, PlannedRun, continue_run, scaled, share_done
 from experiments.study.speed import Speeds
-from experiments.study.training import Training, continue_run, scaled, share_done
 from tests.report.test_report import make_run
 from tests.small import d4rl_file
-from utils import options, sources
+from utils import options
+from utils.behaviour import local
+from utils.data import d4rl
 from utils.errors import UserError
 from utils.report.build import make_report
 from utils.report.runs import Labels
@@ -40,10 +42,10 @@ def given(experiment: study.Experiment, *arguments: str) -> argparse.Namespace:
 
 def test_the_grids():
     options_ = given(table1.EXPERIMENT, "--algos", "diffcps", "dtql", "--split_seeds")
-    runs = table1.EXPERIMENT.trainings(options_)
+    runs = table1.EXPERIMENT.runs(options_)
     assert len(runs) == 15 * 5 * 2 and {run.env_name for run in runs} == set(hyperparameters.PAPER_TASKS)
     table2 = table2_diffusion_steps.EXPERIMENT
-    runs = table2.trainings(given(table2))
+    runs = table2.runs(given(table2))
     assert len(runs) == 15 * 3 and {run.config.diffusion_steps for run in runs} == {5, 15, 20}
     assert all(run.seeds == (0, 1, 2) for run in runs)
 
@@ -51,7 +53,7 @@ def test_the_grids():
 def test_figure_3_shows_what_table_2_has_trained(tmp_path):
     def folders(experiment: study.Experiment) -> set[Path]:
         planned = study.Study(experiment, given(experiment, "--dir", str(tmp_path), "--dataset", "local"))
-        return {folder for run in planned.trainings for folder in run.folders(planned.base)}
+        return {folder for run in planned.runs for folder in run.folders(planned.base)}
 
     assert folders(figure3_diffusion_steps.EXPERIMENT) < folders(table2_diffusion_steps.EXPERIMENT)
 
@@ -67,10 +69,10 @@ def test_run_understands_every_command(tmp_path, name, scale):
         if any(not hasattr(hyperparameters.CONFIGS[algo](), setting) for setting in experiment.grid):
             continue
         chosen = given(experiment, "--dataset", str(tmp_path), "--scale", scale, "--algos", algo, "--threads", "1")
-        for wanted in experiment.trainings(chosen):
-            parsed = options.parse(wanted.command(tmp_path / "base", chosen), AGENTS)
+        for wanted in experiment.runs(chosen):
+            parsed = options.parse(wanted.command(tmp_path / "base", How.of(chosen)), AGENTS)
             assert hyperparameters.get(algo, wanted.env_name, **options.overrides(parsed)) == wanted.config
-            assert tuple(options.parse_seeds(parsed)) == wanted.seeds
+            assert tuple(options.parse_seeds(parsed.seeds)) == wanted.seeds
             assert Path(parsed.dir) / algo / wanted.env_name / "seed_0" == wanted.folders(tmp_path / "base")[0]
             assert parsed.dataset == str(tmp_path / f"{wanted.env_name}.hdf5")
 
@@ -78,8 +80,8 @@ def test_run_understands_every_command(tmp_path, name, scale):
 def test_switches_are_passed_both_ways(tmp_path):
     chosen = given(table1.EXPERIMENT, "--dataset", "local", "--local_size", "500")
     for value in (True, False):
-        wanted = Training("diffcps", "antmaze-umaze-v0", (0,), {"max_q_backup": value}, {})
-        parsed = options.parse(wanted.command(tmp_path, chosen), AGENTS)
+        wanted = PlannedRun("diffcps", "antmaze-umaze-v0", (0,), {"max_q_backup": value}, {})
+        parsed = options.parse(wanted.command(tmp_path, How.of(chosen)), AGENTS)
         assert parsed.max_q_backup is value and (parsed.dataset, parsed.local_size) == ("local", 500)
 
 
@@ -110,19 +112,19 @@ def test_files_are_found_under_three_names(tmp_path):
 def test_each_set_is_fetched_once_before_the_runs(monkeypatch):
     asked = []
 
-    def load(parsed: argparse.Namespace) -> None:
-        asked.append((parsed.env_name, parsed.dataset, parsed.local_size))
-        if parsed.env_name == "walker2d-medium-v2":
+    def load(env_name: str, size: int, progress: bool) -> None:
+        asked.append((env_name, size))
+        if env_name == "walker2d-medium-v2":
             raise UserError("no policy for it")
 
-    monkeypatch.setattr(sources, "load", load)
+    monkeypatch.setattr(local, "load", load)
+    monkeypatch.setattr(d4rl, "load", lambda env_name, path: asked.append((env_name, path)))
     tasks = ["hopper-medium-v2", "walker2d-medium-v2", "hopper-medium-v2"]
-    chosen = given(table1.EXPERIMENT, "--dataset", "local", "--local_size", "500")
-    assert prepare_data(chosen, tasks) == {"walker2d-medium-v2": "no policy for it"}
-    assert asked == [("hopper-medium-v2", "local", 500), ("walker2d-medium-v2", "local", 500)]
+    assert prepare_data("local", 500, tasks) == {"walker2d-medium-v2": "no policy for it"}
+    assert asked == [("hopper-medium-v2", 500), ("walker2d-medium-v2", 500)]
     asked.clear()
-    prepare_data(given(table1.EXPERIMENT), tasks[:1])
-    assert [entry[:2] for entry in asked] == [("hopper-medium-v2", None)]
+    prepare_data("d4rl", 500, tasks[:1])
+    assert asked == [("hopper-medium-v2", None)]
 
 
 # --- Continuing -----------------------------------------------------------------------------------------
@@ -143,13 +145,13 @@ def test_continuing_takes_each_seed_from_where_it_is(tmp_path, monkeypatch):
             saved_at(folder / "checkpoint.pt", step)
     make_run(base, [1.0, 2.0, 3.0], seed=4)
     monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
-    wanted = Training("diffcps", "hopper-medium-v2", (0, 1, 2, 3, 4), {}, {
+    wanted = PlannedRun("diffcps", "hopper-medium-v2", (0, 1, 2, 3, 4), {}, {
         "num_epochs": 6, "num_steps_per_epoch": 10, "eval_interval": 2, "eval_episodes": 2,
     })  # fmt: skip
-    command = wanted.command(tmp_path, given(table1.EXPERIMENT))
+    command = wanted.command(tmp_path, How())
     command = (*command[: command.index("--dir")], "--dir", str(base), *command[command.index("--dir") + 2 :])
     assert continue_run(command) == 0
-    seen = [(options.parse_seeds(p), p.resume, p.overwrite) for p in (options.parse(c, AGENTS) for c in calls)]
+    seen = [(options.parse_seeds(p.seeds), p.resume, p.overwrite) for p in (options.parse(c, AGENTS) for c in calls)]
     assert seen == [([0, 3], True, False), ([1], True, False), ([2], False, True)]
     monkeypatch.setattr(run, "main", lambda argv: 143)
     assert continue_run(command) == 143  # and the groups that follow are not begun
@@ -164,7 +166,8 @@ def test_seeds_with_a_step_in_common_go_on_together(tmp_path, monkeypatch):
             saved_at(folder / name, step)
     monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
     assert continue_run(["--env_name", "hopper-medium-v2", "--dir", str(base), "--seeds", "0,1"]) == 0
-    assert [(options.parse_seeds(p), p.resume) for p in (options.parse(c, AGENTS) for c in calls)] == [([0, 1], True)]
+    (parsed,) = (options.parse(command, AGENTS) for command in calls)
+    assert options.parse_seeds(parsed.seeds) == [0, 1] and parsed.resume
 
 
 def test_ray_that_is_not_installed_is_said_before_any_set_is_made(tmp_path, monkeypatch, capsys):
@@ -283,7 +286,7 @@ def test_candidates_are_compared_on_the_same_trained_policy(tmp_path, data, caps
             return list(csv.DictReader(file))
 
     assert rows(found[50]) == rows(tmp_path / "own" / tail)
-    assert all(len(rows(folder)) == 3 and training.is_complete(folder, 10) for folder in found.values())
+    assert all(len(rows(folder)) == 3 and planned_run.is_complete(folder, 10) for folder in found.values())
     assert len({json.dumps(rows(folder)) for folder in found.values()}) == 4
     times = [folder.stat().st_mtime_ns for folder in found.values()]
     assert candidates.train_and_evaluate(command) == 0

@@ -13,7 +13,7 @@ import torch
 from agents.parts.diffusion import Diffusion
 from experiments import figure1_toy
 from experiments.figure1_toy import DATA, Method, Toy, main, parse
-from experiments.study.training import continue_run
+from experiments.study.planned_run import continue_run
 from experiments.toy import drawing
 from experiments.toy.exact import ExactNetwork, chain_actions, solver_actions
 from experiments.toy.scores import Scorer, coverage, jaccard, mmd, mode_shares, precision
@@ -174,7 +174,7 @@ def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     command = [*SMALL, "--dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--workers", "2"]
     toy = Toy(parse(command))
     begun = toy.runs[Method("diffcps", 2)]
-    assert continue_run(begun.command(toy.base, toy.given)) == 0
+    assert continue_run(begun.command(toy.base, figure1_toy.how_to_run(toy.options))) == 0
     assert toy.done(begun) == 0.99 and toy.samples() == {}
     trained = begun.folders(toy.base)[0] / "checkpoint.pt"
     before = trained.stat().st_mtime_ns
@@ -217,7 +217,7 @@ def test_the_same_seed_gives_the_same_actions(tmp_path: Path) -> None:
         toy = Toy(parse(["--steps", "20", "--seeds", seeds, "--algos", "diffusion_bc", "--T", "2",
                          "--dir", str(tmp_path / name)]))  # fmt: skip
         training = toy.runs[Method("diffusion_bc", 2)]
-        assert figure1_toy.train_and_sample(training.command(toy.base, toy.given)) == 0
+        assert figure1_toy.train_and_sample(training.command(toy.base, figure1_toy.how_to_run(toy.options))) == 0
         drawn.append(toy.samples()[Method("diffusion_bc", 2)][1])
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
 

@@ -88,6 +88,7 @@ def test_the_soak_counts_what_it_does_and_notices_a_run_that_came_out_otherwise(
     assert len(soak.failures) == 1 and "seed_1/evaluations.csv" in soak.failures[0]
 
 
+@pytest.mark.slow
 def test_the_soak_asks_for_a_refusal_only_where_the_first_process_has_the_lock(tmp_path: Path, data: str) -> None:
     endless = tiny("bc", "0,1", data, tmp_path / "held", "--num_epochs", "1000000")
     holder = forked.start(endless)

@@ -17,7 +17,7 @@ import run
 from agents import AGENTS
 from benchmarks.soak.soak import difference, tiny
 from tests.small import d4rl_file
-from tests.training.test_execution import runner
+from tests.training.making import make_runner
 from utils.report.__main__ import main as report
 from utils.runs import checkpoint
 from utils.runs.checkpoint import split
@@ -51,7 +51,7 @@ def spoil(agent: object, seed: int, value: float = math.nan) -> None:
 def test_a_lost_seed_costs_the_others_no_bit_and_keeps_its_last_finite_state(algo: str) -> None:
     ends, metrics, kept = [], [], None
     for fault in (False, True):
-        part = runner("eager", [0, 1, 2], algo=algo, hidden_dim=16)
+        part = make_runner("eager", [0, 1, 2], algo=algo, hidden_dim=16)
         watch, seen = Watch(part.agent, math.inf), []
         for epoch in range(4):
             if fault and epoch == 2:
@@ -84,7 +84,7 @@ def tensors(state: object, name: str = "") -> dict[str, Tensor]:
 @pytest.mark.parametrize("where", ["parameter", "moment", "metric"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_every_number_that_is_not_finite_is_found(where: str, value: float) -> None:
-    agent = runner("eager", [4, 7], hidden_dim=16).agent
+    agent = make_runner("eager", [4, 7], hidden_dim=16).agent
     watch, means = Watch(agent, math.inf), {"critic_loss": np.array([1.0, 2.0])}
     assert watch.look(means) == ["", ""]
     if where == "parameter":
@@ -104,7 +104,7 @@ def test_values_beyond_what_rewards_allow_are_announced_once() -> None:
     assert value_bound(rewards, 0.99) == pytest.approx(10 * 2 / 0.01)
     assert value_bound(np.zeros((3, 1)), 0.99) == 1 and math.isinf(value_bound(rewards, None))
     assert math.isinf(value_bound(rewards, 1.0))
-    agent = runner("eager", [0, 1], hidden_dim=16).agent
+    agent = make_runner("eager", [0, 1], hidden_dim=16).agent
     watch = Watch(agent, 2000.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

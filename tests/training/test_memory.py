@@ -25,6 +25,7 @@ print(faults(10))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library's allocator")
 def test_a_freed_tensor_is_used_again_without_page_faults() -> None:
     def faults(how: str) -> int:

@@ -216,7 +216,7 @@ def test_a_d4rl_id_is_looked_up_in_the_cache(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["nowhere.hdf5"], "neither a file nor a D4RL id"),
-        (["{folder}"], "not a readable HDF5 file"),
+        (["{folder}"], "is not a file"),
         (["{file}", "--env_name", "hopper-v9"], "unknown task 'hopper-v9'"),
         (["{file}", "--env_name", "walker2d-medium-v2"], "the task needs (30, 17)"),
     ],

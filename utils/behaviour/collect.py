@@ -36,6 +36,7 @@ from utils.environments import make_lockstep
 from utils.environments.lockstep import LockstepEnvs
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.options import command_line
 
 MAX_STREAMS = 10
 ROWS_PER_STREAM = 2_000
@@ -304,8 +305,4 @@ def collect_file(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command_line("utils.behaviour.collect", main))

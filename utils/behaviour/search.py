@@ -37,6 +37,7 @@ from utils.behaviour.policy_search import (
 )
 from utils.environments import make_lockstep
 from utils.errors import UserError
+from utils.options import command_line
 
 MEDIUM_SHARE = (1 / 3, 1 / 2)
 """*medium* scores this share of the expert's normalised score."""
@@ -156,8 +157,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command_line("utils.behaviour.search", main))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shlex
 from pathlib import Path
 
 from utils.data.dataset import Dataset
-from utils.data.download import download
-from utils.data.rows import check_values, episode_ends, episode_returns, qlearning_transitions, read_rows
+from utils.data.download import download, write_text
+from utils.data.rows import (
+    check_values,
+    episode_ends,
+    episode_returns,
+    open_unchanged,
+    qlearning_transitions,
+    read_rows,
+    sha256_of,
+)
 from utils.errors import UserError
 from utils.tasks import Task, normalized_score, task
 
@@ -24,53 +32,74 @@ def cached_file(env_name: str) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of a regular file, in hexadecimal; UserError where it cannot be read."""
+    with open_unchanged(path) as file:
+        return sha256_of(file)
 
 
 def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _kept_checksum(path: Path) -> str | None:
+    """The SHA-256 kept beside a file; None where there is none, or an empty one (a full disk left such)."""
+    kept = _checksum_file(path)
+    words = kept.read_text(errors="replace").split() if kept.exists() else []
+    return words[0].lower() if words else None
+
+
 def _verify_checksum(path: Path, digest: str) -> None:
     """Compare with the SHA-256 kept beside the file when it was first downloaded, where there is one."""
-    kept = _checksum_file(path)
-    if not kept.exists():
-        return
-    words = kept.read_text(errors="replace").split()
-    if not words or words[0].lower() != digest:
+    kept = _kept_checksum(path)
+    if kept not in (None, digest):
         raise UserError(
-            f"{path} has SHA-256 {digest}, not the one kept in {kept.name}: the file changed since it "
+            f"{path} has SHA-256 {digest}, not the one kept in {_checksum_file(path).name}: the file changed since it "
             "was first downloaded; delete both to download it again, or restore the file"
         )
+
+
+def address(wanted: Task) -> str:
+    """Where the file is fetched from: D4RL's server, or $D4RL_DATASET_URL, a folder of files with d4rl's names."""
+    mirror = os.environ.get("D4RL_DATASET_URL")
+    if not mirror:
+        return wanted.url
+    if not mirror.startswith(("http://", "https://")):
+        raise UserError(f"$D4RL_DATASET_URL is {mirror!r}; it must begin with http:// or https://")
+    return f"{mirror.rstrip('/')}/{wanted.file_name}"
 
 
 def _download(wanted: Task, target: Path) -> None:
     """Fetch D4RL's file to `target`, which appears only once it has been read and found good."""
 
     def check(part: Path) -> None:
-        rows = read_rows(part, wanted.state_dim, wanted.action_dim)
-        check_values(rows, part)
-        qlearning_transitions(rows, wanted.max_episode_steps)
-        digest = file_sha256(part)
-        kept = _checksum_file(target)
-        if not kept.exists():
-            kept.write_text(f"{digest}  {target.name}\n")
-        elif kept.read_text(errors="replace").split()[:1] != [digest]:
+        with open_unchanged(part) as opened:
+            rows = read_rows(part, wanted.state_dim, wanted.action_dim, opened)
+            check_values(rows, part)
+            qlearning_transitions(rows, wanted.max_episode_steps)
+            digest = sha256_of(opened)
+        kept = _kept_checksum(target)
+        if kept is None:
+            write_text(_checksum_file(target), f"{digest}  {target.name}\n")
+        elif kept != digest:
             raise UserError(
-                f"the server's file has SHA-256 {digest}, not the first download's, kept in {kept}; "
-                f"delete {kept.name} to accept the new one"
+                f"the server's file has SHA-256 {digest}, not the first download's, kept in {_checksum_file(target)}; "
+                f"delete {_checksum_file(target).name} to accept the new one"
             )
 
+    url, folder = address(wanted), target.parent
+    if os.environ.get("D4RL_DATASET_DIR") and not folder.is_dir():
+        raise UserError(
+            f"{wanted.env_name}: no file {target}: $D4RL_DATASET_DIR names a folder that is not there; correct it, or "
+            f"make the folder (mkdir -p {shlex.quote(str(folder))}), or name a file with --dataset PATH"
+        )
     try:
-        download(wanted.url, target, check)
+        download(url, target, check)
     except UserError as error:
         raise UserError(
-            f"{wanted.env_name}: no file {target}, and it cannot be downloaded ({error}); put the file "
-            "there, or name one with --dataset PATH, or train on data collected here with --dataset local"
+            f"{wanted.env_name}: no file {target}, and it cannot be downloaded ({error}). Fetch it on a machine that "
+            f"can (wget -P {shlex.quote(str(folder))} {shlex.quote(url)}), or name a mirror with $D4RL_DATASET_URL, "
+            "the folder that has it with $D4RL_DATASET_DIR or the file with --dataset PATH, or train on data collected "
+            "here with --dataset local"
         ) from error
 
 
@@ -87,16 +116,12 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
         if path is not None:
             raise UserError(f"no dataset file {file}; give the path of a D4RL-format HDF5 file")
         _download(wanted, file)
-    if not file.is_file():
-        raise UserError(f"{file} is not a file; give the path of a D4RL-format HDF5 file")
-    try:
-        digest = file_sha256(file)
+    with open_unchanged(file) as opened:
+        digest = sha256_of(opened)
         if verify:
             _verify_checksum(file, digest)
-        size = file.stat().st_size
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    rows = read_rows(file, wanted.state_dim, wanted.action_dim)
+        size = os.fstat(opened.fileno()).st_size
+        rows = read_rows(file, wanted.state_dim, wanted.action_dim, opened)
     check_values(rows, file)
     returns = episode_returns(rows, episode_ends(rows, wanted.max_episode_steps))
     info = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import h5py
@@ -37,17 +40,58 @@ class Rows:
 
 # Deflate cannot shrink by more than 1032; more than this is a header that claims what the file does not hold.
 _MOST_COMPRESSION = 1100
+# Observations and rewards of D4RL's files pack to half or a quarter; what is under 256 MB harms nobody.
+_PLAUSIBLE_COMPRESSION, _HARMLESS_BYTES = 20, 256 << 20
 ACTION_TOLERANCE = 1e-3
 
 
-def read_rows(path: str | os.PathLike[str], state_dim: int | None = None, action_dim: int | None = None) -> Rows:
-    """Read one D4RL-format HDF5 file whose arrays fit together and the task; other keys in it are ignored.
+@contextlib.contextmanager
+def open_unchanged(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
+    """A regular file, open for reading: what is hashed and what is read out of it are the same bytes.
 
-    Without dimensions the file's own are taken. Raises UserError, one line, for what is not HDF5 or is truncated,
-    a missing key, a wrong type, shape or length, more rows claimed than stored, or no rows.
+    Another file that takes its name meanwhile changes nothing. Raises UserError, one line, for what cannot be opened,
+    is no regular file (a pipe would hang, a device never end), or was written to before the end of the `with` block.
     """
     path = Path(path)
-    with hdf5_errors(path), h5py.File(path, "r") as file:
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for somebody who writes to it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a file; give the path of a D4RL-format HDF5 file")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise UserError(f"{path} was written to while it was read; run again when it is complete")
+
+
+def sha256_of(file: BufferedReader) -> str:
+    """SHA-256 of all of an open file, in hexadecimal."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_rows(
+    path: str | os.PathLike[str],
+    state_dim: int | None = None,
+    action_dim: int | None = None,
+    opened: BufferedReader | None = None,
+) -> Rows:
+    """Read one D4RL-format HDF5 file whose arrays fit together and the task; other keys in it are ignored.
+
+    Without dimensions the file's own are taken; `opened` is the file at `path` where the caller has it open. Raises
+    UserError, one line, for what is not HDF5 or is truncated, a missing key, a wrong type, shape or length, numbers
+    that lie outside the file, more rows claimed than stored or than can be meant, or no rows.
+    """
+    path = Path(path)
+    if opened is None:
+        with open_unchanged(path) as opened:
+            return read_rows(path, state_dim, action_dim, opened)
+    with hdf5_errors(path), h5py.File(opened, "r") as file:
         rewards = _find(file, path, "rewards")
         size = rewards.shape[0] if rewards.shape else 0
         if size == 0:
@@ -55,12 +99,13 @@ def read_rows(path: str | os.PathLike[str], state_dim: int | None = None, action
         observations = _find(file, path, "observations")
         actions = _find(file, path, "actions")
         terminals = _find(file, path, "terminals")
-        timeouts = _find(file, path, "timeouts") if "timeouts" in file else None
+        timeouts = _find(file, path, "timeouts") if _link(file, "timeouts") is not None else None
         _check_shape(path, observations, (size, state_dim or _width(observations)))
         _check_shape(path, actions, (size, action_dim or _width(actions)))
         for column in (rewards, terminals, timeouts):
             if column is not None:
                 _check_shape(path, column, (size,))
+        _check_memory(path, os.fstat(opened.fileno()).st_size, observations, actions, rewards, terminals, timeouts)
         return Rows(
             observations=_read_floats(observations),
             actions=_read_floats(actions),
@@ -98,13 +143,24 @@ def hdf5_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a readable HDF5 file, or is truncated: {reason}") from error
 
 
+def _link(file: h5py.File, key: str) -> int | None:
+    """The kind of the link under `key`, None where there is none. h5py's `in` would open what a link leads to."""
+    links, name = file.id.links, key.encode()
+    return links.get_info(name).type if links.exists(name) else None
+
+
 def _find(file: h5py.File, path: Path, key: str) -> h5py.Dataset:
     """The array under `key`, stored in this file in full and numeric; nothing of it has been read yet."""
-    if key not in file:
+    link = _link(file, key)
+    if link is None:
         raise UserError(f"{path}: key {key!r} is missing; it has {', '.join(sorted(file)) or 'no keys'}")
+    if link != h5py.h5l.TYPE_HARD:
+        raise UserError(f"{path}: {key!r} is a link; copy the array itself into the file, whose SHA-256 is recorded")
     dataset = file[key]
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None or dataset.dtype.kind not in "fiub":
         raise UserError(f"{path}: {key!r} is not an array of numbers")
+    if dataset.external or dataset.is_virtual:
+        raise UserError(f"{path}: {key!r} is stored in another file; copy it into this one, whose SHA-256 is recorded")
     claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
     if claimed and not _is_stored(dataset, claimed, path.stat().st_size):
         raise UserError(f"{path}: {key!r} claims shape {dataset.shape}, more than the file holds: truncated?")
@@ -116,10 +172,32 @@ def _is_stored(dataset: h5py.Dataset, claimed: int, file_bytes: int) -> bool:
     stored = dataset.id.get_storage_size()
     if stored > file_bytes:
         return False
-    if dataset.chunks is None:  # unwritten, external and virtual arrays store nothing here
+    if dataset.chunks is None:  # an unwritten array stores nothing
         return stored >= claimed
     chunks = math.prod(-(-a // b) for a, b in zip(dataset.shape, dataset.chunks, strict=True))
     return dataset.id.get_num_chunks() == chunks and claimed <= _MOST_COMPRESSION * stored
+
+
+def _check_memory(path: Path, file_bytes: int, *arrays: h5py.Dataset | None) -> None:
+    """Raise UserError for arrays that would unpack to far more than recorded numbers do, before any memory is taken.
+
+    A block (chunk) may be larger than its array and is unpacked whole. One that packs more than it is long is not
+    what it says: it would unpack beyond its length.
+    """
+    total = 0
+    for array in arrays:
+        if array is None:
+            continue
+        length = math.prod(array.shape) * array.dtype.itemsize
+        block = math.prod(array.chunks or ()) * array.dtype.itemsize
+        total += max(length, block)
+        if array.chunks and array.id.get_storage_size() > array.id.get_num_chunks() * (1.01 * block + 1024):
+            raise UserError(f"{path}: {array.name.lstrip('/')!r} is packed into more bytes than it has: damaged?")
+    if total > max(_HARMLESS_BYTES, _PLAUSIBLE_COMPRESSION * file_bytes):
+        raise UserError(
+            f"{path}: its arrays would unpack to {total / 1e6:,.0f} MB out of {file_bytes / 1e6:,.1f} MB; recorded "
+            f"numbers do not pack {_PLAUSIBLE_COMPRESSION} times smaller. If they are meant, store them unpacked"
+        )
 
 
 def _check_shape(path: Path, dataset: h5py.Dataset, expected: tuple[int, ...]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.options import Parser
+from utils.options import Parser, command_line
 from utils.report.build import SELECTIONS, make_report, save
 from utils.report.runs import Labels
 from utils.report.tables import Choice
@@ -61,15 +60,7 @@ def run(given: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; 2 for what the user can fix."""
-    try:
-        run(build_parser().parse_args(argv))
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"utils.report: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # a pager or `head` has seen enough; all files are written by then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return command_line("utils.report", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,40 +1,22 @@
-"""Episodes of all seeds in lockstep: one call of the policy a time step for seeds x episodes x candidates.
+"""Episodes of all seeds in lockstep: one call of the policy per time step for seeds x episodes x candidates.
 
-Returns stay as they are, an episode a row; every mean and normalised score is made from them later.
+Returns stay as they are, a row per episode; every mean and normalised score is made from them later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from utils.seeding import torch_generators
-
-__all__ = ["EVAL_SEED_OFFSET", "Episodes", "Evaluator", "acting_generators", "environment_rngs", "evaluate"]
+from utils.training.interfaces import Environments, Generators, Learner, Policy
 
 EVAL_SEED_OFFSET = 100  # the published code evaluates every time from the environment seed `seed + 100`
-
-Policy = Callable[..., torch.Tensor]
-
-
-class Environments(Protocol):
-    """What is needed of lockstep environments (`utils.environments.make_lockstep`)."""
-
-    num_envs: int
-    state_dim: int
-    max_episode_steps: int
-    unstable: np.ndarray
-
-    def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray: ...
-    def step(
-        self, actions: np.ndarray, running: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -67,13 +49,13 @@ def evaluate(
     environments: Environments,
     seeds: Sequence[int],
     rngs: Sequence[np.random.Generator],
-    generators: Sequence[torch.Generator],
+    generators: Generators,
     device: torch.device | str,
     played: np.ndarray | None = None,
 ) -> Episodes:
     """One episode in each of S x E environments, row k E + e being episode e of seed number k.
 
-    act: (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]. rngs: one a seed, from
+    act: (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]. rngs: one per seed, from
     which its episodes' start states are drawn in order, as successive resets of one environment draw them.
     Rewards are undiscounted and include the last step's. played [S] bool: seeds that are evaluated, all by default;
     the others' episodes have length 0. Raises ValueError where S does not divide the environments.
@@ -105,14 +87,14 @@ class Evaluator:
 
     snapshot: a second agent of the same kind, into which the weights are copied when an evaluation begins; None
     evaluates `agent` itself while the caller waits. Both ways give the same episodes. One evaluation runs at a time.
-    act: how the evaluated agent acts (`runner.acting`). What it draws follows from the seed and the step, not
+    act: how the evaluated agent acts (`capture.acting`). What it draws follows from the seed and the step, not
     from earlier evaluations: it is the same alone and in company, and whatever became of other seeds.
     """
 
     def __init__(
         self,
-        agent: Any,
-        snapshot: Any | None,
+        agent: Learner,
+        snapshot: Learner | None,
         act: Policy,
         environments: Environments,
         fresh: bool,

@@ -10,29 +10,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.runs.columns import RUNAWAY, STOPPED
+from utils.training.interfaces import Learner
 
 # Returns are at most max |r| / (1 - discount). Critics overshoot that by some per cent when all is well; when they
 # run away they grow without end, so any small factor finds them, soon after.
 RUNAWAY_FACTOR = 10
 Q_METRIC = "q_mean"
-
-
-class Learner(Protocol):
-    """What is needed of an agent."""
-
-    seeds: Sequence[int]
-    num_seeds: int
-    step: int
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
 
 
 def value_bound(rewards: np.ndarray, discount: float | None) -> float:
@@ -94,7 +84,7 @@ class Watch:
         return ""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flags a seed."""
+        """Flags per seed."""
         return {"running": torch.as_tensor(self.running), "announced": torch.as_tensor(self.announced)}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:

@@ -7,8 +7,6 @@ import platform
 
 import torch
 
-__all__ = ["keep_freed_memory"]
-
 # malloc.h of the GNU C library, and what to set.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BLOCK, _KEPT = 2**30, 2**31 - 1

@@ -1,9 +1,7 @@
-"""Every way of running the updates gives the same numbers, and metrics and random numbers keep their order."""
+"""Compiled and captured updates and policies give the plain ones' numbers."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,29 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperparameters
 from agents import AGENTS
-from agents.parts.draws import normals
-from tests import small
-from utils.errors import UserError
-from utils.runs import checkpoint
+from tests.training.making import make_runner, parameters, planning, ran
 from utils.seeding import torch_generators
-from utils.training import runner
-from utils.training.runner import CapturedActions, Runner, acting, choose_mode
-
-
-def make_runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
-    fields = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}
-    early = {"ema_start": 20, "warmup_steps": 20, "hidden_dim": 64, "vae_hidden_dim": 32}  # where an agent has them
-    if "plan_actions" in fields or "support_actions" in fields:  # a behaviour model is sampled for the whole table
-        early |= {"hidden_dim": 32, "diffusion_steps": 3, "support_actions": 2}
-    settings = {name: value for name, value in early.items() if name in fields} | settings
-    config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
-    agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)
-    table = small.dataset().to(device)
-    return Runner(agent, table, 32, torch_generators(seeds, "training", device), mode)
-
-
-def parameters(run: Runner) -> torch.Tensor:
-    return torch.cat([p.flat.view(run.agent.num_seeds, -1) for p in run.agent.networks.values()], dim=1)
+from utils.training import capture
+from utils.training.capture import CapturedActions, acting, choose_mode
 
 
 def test_choice_of_mode() -> None:
@@ -99,198 +78,7 @@ def test_a_failed_compilation_is_one_warning_and_training_goes_on(monkeypatch: p
     assert torch.equal(parameters(run), parameters(ran("eager", 4)))
 
 
-def ran(mode: str, steps: int) -> Runner:
-    run = make_runner(mode, [0])
-    run.run(steps)
-    return run
-
-
-def test_a_seed_sees_the_same_alone_and_in_company() -> None:
-    alone, company = make_runner("eager", [3]), make_runner("eager", [0, 3, 5])
-    alone.run(100)
-    company.run(100)
-    torch.testing.assert_close(parameters(company)[1:2], parameters(alone), rtol=1e-4, atol=2e-5)
-    a = parameters(alone)
-    assert (parameters(company)[1:2] - a).norm() < 1e-5 * a.norm()
-
-
-@pytest.mark.parametrize("pieces", [[45], [20, 25], [7, 13, 25], [1] * 45])
-def test_how_a_run_is_cut_up_changes_nothing(pieces: list[int]) -> None:
-    whole, cut = ran("eager", 45), make_runner("eager", [0])
-    for steps in pieces:
-        cut.run(steps)
-    assert torch.equal(parameters(whole), parameters(cut)) and cut.agent.step == 45
-
-
-@pytest.mark.parametrize("at", [0, 13, 20, 33])
-def test_state_continues_bit_for_bit(at: int) -> None:
-    whole, first, second = ran("eager", 50), make_runner("eager", [0]), make_runner("eager", [0])
-    first.run(at)
-    second.agent.load_state_dict(first.agent.state_dict())
-    second.load_state_dict(first.state_dict())
-    second.run(50 - at)
-    assert torch.equal(parameters(whole), parameters(second))
-
-
-def test_metrics_are_means_over_the_steps_at_which_they_were_due() -> None:
-    run, by_hand = make_runner("eager", [0, 1]), make_runner("eager", [0, 1])
-    seen: dict[str, list[torch.Tensor]] = {}
-    original = by_hand.agent.gradient_step
-
-    def spy(*arguments: Any) -> dict[str, torch.Tensor]:
-        metrics = original(*arguments)
-        for name, value in metrics.items():
-            seen.setdefault(name, []).append(value.clone())
-        return metrics
-
-    by_hand.agent.gradient_step = spy
-    run.run(20)
-    by_hand.run(20)
-    means = run.metrics()
-    assert len(seen["critic_loss"]) == 20 and len(seen["kl_loss"]) == 10
-    for name, values in seen.items():
-        torch.testing.assert_close(means[name], torch.stack(values).mean(dim=0))
-    assert run.metrics() == {}
-
-
-# --- Numbers made of the whole table ---------------------------------------------------------------
-
-
-class Planner(AGENTS["diffusion_bc"]):
-    """Behaviour cloning with a planned column: where the policy's weights stand, plus noise; weights its loss."""
-
-    READS = True
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.planned = {"mark": 1, "index": 1}
-        self.plans: list[int] = []
-
-    @property
-    def period(self) -> int:
-        return 4
-
-    def plan_step(self, step: int) -> int | None:
-        return None if step < 8 else step // 16 * 16 if step >= 16 else 8
-
-    def plan(self, transitions: Any, rng: Any, columns: Any) -> None:
-        self.plans.append(self.step)
-        noise = normals(rng, self.num_seeds, 1, (transitions.size, 1))[0]
-        columns["mark"].copy_(noise + self.actor.parameters.flat.square().mean(dim=1).view(-1, 1, 1))
-        columns["index"].copy_(torch.arange(transitions.size).view(1, -1, 1))
-
-    def policy_loss(self, batch: Any, draws: Any) -> Any:
-        loss, metrics = super().policy_loss(batch, draws)
-        return (loss * (1 + batch["mark"].mean(dim=(1, 2))) if self.READS else loss), metrics
-
-
-class RepeatingPlanner(Planner):
-    """Its plan is made once, of a network that does not move afterwards: the initial one."""
-
-    PLAN_REPEATS = True
-
-    def plan_step(self, step: int) -> int | None:
-        return None if step < 8 else 8
-
-    def plan(self, transitions: Any, rng: Any, columns: Any) -> None:
-        super().plan(transitions, rng, columns)
-        columns["mark"].copy_(normals(rng, self.num_seeds, 1, (transitions.size, 1))[0])
-
-
-def planning(mode: str, seeds: list[int], kind: type[Planner] = Planner, rows: int = 400) -> Runner:
-    agent = kind(11, 3, 1.0, hyperparameters.get("diffusion_bc", "hopper-medium-v2", hidden_dim=64), seeds)
-    table = small.dataset(rows).to("cpu")
-    return Runner(agent, table, 32, torch_generators(seeds, "training", "cpu"), mode)
-
-
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.usefixtures("replayed_eagerly")
-def test_a_plan_is_made_when_it_is_due_and_its_rows_are_those_of_the_batch(mode: str) -> None:
-    run = planning(mode, [0, 3])
-    seen = []
-    plain = run.agent.gradient_step
-    run.agent.gradient_step = lambda batch, draws, step: (
-        seen.append((run.agent.step, batch)) or plain(batch, draws, step)
-    )
-    for steps in (3, 20, 30):
-        run.run(steps)
-    assert run.agent.plans == [8, 16, 32, 48]
-    buffer = run.table.rows
-    assert any(step > 8 for step, _ in seen)
-    for step, batch in seen:
-        rows = batch["index"][..., 0].long()
-        assert torch.equal(buffer[rows][..., :11], batch["states"]) if step >= 8 else not batch["mark"].any()
-
-
-def test_planning_changes_no_batch_and_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Planner, "READS", False)
-    with_plan, without = planning("eager", [0, 3]), make_runner("eager", [0, 3], algo="diffusion_bc")
-    with_plan.run(40)
-    without.run(40)
-    assert with_plan.agent.plans == [8, 16, 32]
-    assert torch.equal(parameters(with_plan), parameters(without))
-    assert "plan" not in without.state_dict()
-
-
-def test_a_seed_plans_alike_alone_and_in_company() -> None:
-    alone, company = planning("eager", [3]), planning("eager", [0, 3, 5])
-    alone.run(40)
-    company.run(40)
-    a, b = alone._plan.columns.views["mark"][0], company._plan.columns.views["mark"]
-    torch.testing.assert_close(a, b[1], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(a, b[0], atol=0.1)
-    torch.testing.assert_close(parameters(company)[1:2], parameters(alone), rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.usefixtures("replayed_eagerly")
-def test_planned_columns_are_seen_by_a_captured_period() -> None:
-    eager, graph = planning("eager", [0, 3]), planning("graph", [0, 3])
-    eager.run(70)
-    graph.run(70)
-    assert graph._graphs and torch.equal(parameters(eager), parameters(graph))
-
-
-@pytest.mark.parametrize("kind", [Planner, RepeatingPlanner])
-@pytest.mark.parametrize("at", [0, 5, 8, 9, 16, 30])
-def test_a_plan_continues_bit_for_bit(kind: type[Planner], at: int) -> None:
-    whole, first, second = (planning("eager", [0, 3], kind) for _ in range(3))
-    whole.run(50)
-    first.run(at)
-    file = io.BytesIO()
-    torch.save(checkpoint.split({"runner": first.state_dict(), "agent": first.agent.state_dict()}, 2), file)
-    file.seek(0)
-    first.run(20)  # what is saved does not change with the run that goes on
-    saved = checkpoint.join(torch.load(file, weights_only=True))
-    assert ("columns" in saved["runner"]["plan"]) == (at > 8 and kind is Planner)
-    second.agent.load_state_dict(saved["agent"])
-    second.load_state_dict(saved["runner"])
-    second.run(50 - at)
-    assert torch.equal(parameters(whole), parameters(second))
-    assert torch.equal(whole._plan.columns.rows, second._plan.columns.rows)
-
-
-def test_a_plan_for_another_dataset_is_refused() -> None:
-    first, other = planning("eager", [0]), planning("eager", [0], rows=300)
-    first.run(9)
-    with pytest.raises(UserError, match="plan is for 400 transitions, the dataset has 300"):
-        other.load_state_dict(first.state_dict())
-
-
 # --- Captured graphs: their logic on the CPU, with a stand-in for the capture itself ---------------
-
-
-@pytest.fixture
-def replayed_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a capture does to the agent, without a device: warm up, put back, then run again at every replay."""
-
-    def captured(run: Any, device: torch.device, restore: Any) -> Any:
-        for _ in range(3):
-            run()
-        restore()
-        return run
-
-    monkeypatch.setattr(runner, "_captured", captured)
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
 @pytest.mark.slow
@@ -316,6 +104,14 @@ def test_periods_in_fixed_buffers_equal_single_steps(algo: str, start: str) -> N
     eager.run(20)
     torch.testing.assert_close(graph.metrics()["q_mean" if "q_mean" in expected else "bc_loss"],
                                eager.metrics()["q_mean" if "q_mean" in expected else "bc_loss"])  # fmt: skip
+
+
+@pytest.mark.usefixtures("replayed_eagerly")
+def test_planned_columns_are_seen_by_a_captured_period() -> None:
+    eager, graph = planning("eager", [0, 3]), planning("graph", [0, 3])
+    eager.run(70)
+    graph.run(70)
+    assert graph._graphs and torch.equal(parameters(eager), parameters(graph))
 
 
 @pytest.mark.usefixtures("replayed_eagerly")
@@ -351,13 +147,13 @@ def test_a_capture_uses_the_device_it_is_for(monkeypatch: pytest.MonkeyPatch) ->
     }
     for name, value in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    replay = runner._captured(lambda: log.append("run"), torch.device("cuda:1"), lambda: log.append("restore"))
+    replay = capture._captured(lambda: log.append("run"), torch.device("cuda:1"), lambda: log.append("restore"))
     replay()
-    side, current, capture = "side of cuda:1", "current of cuda:1", "capture, thread_local, side of cuda:1"
+    side, current, capturing = "side of cuda:1", "current of cuda:1", "capture, thread_local, side of cuda:1"
     assert log == [
         "enter cuda:1", f"{side} waits for {current}",
         f"enter {side}", "run", "run", "run", f"leave {side}", f"{current} waits for {side}", "restore",
-        f"enter {capture}", "run", f"leave {capture}", "leave cuda:1", "replay",
+        f"enter {capturing}", "run", f"leave {capturing}", "leave cuda:1", "replay",
     ]  # fmt: skip
 
 
@@ -405,7 +201,7 @@ def test_many_agents_can_be_compiled_one_after_the_other() -> None:
         return 2 * x
 
     for size in range(1, 11):
-        runner.forget_compiled()
+        capture.forget_compiled()
         assert torch.compile(doubled, backend=counting, dynamic=False)(torch.ones(size)).tolist() == [2.0] * size
     assert compiled == 10
 

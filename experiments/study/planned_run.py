@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hyperparameters
 import run
 from agents import AGENTS
-from experiments.study.data import data_flags
-from utils import options
+from experiments.study.data import Data, data_of
 from utils.errors import UserError
+from utils.options import parse, parse_seeds, resolve_settings
 from utils.report.runs import Labels, SeedRun, read_run
 from utils.runs import checkpoint
 
-__all__ = ["Training", "continue_run", "is_complete", "scaled", "seed_list", "share_done"]
+
+@dataclass(frozen=True)
+class How:
+    """What all runs of an experiment are told beside their settings; None where run.py's default is meant."""
+
+    device: str = "auto"
+    execution: str = "auto"
+    eval_seeds: str = "published"
+    threads: int | None = None
+    data: Callable[[str], Data] = lambda env_name: Data()
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> How:
+        """As an experiment's command line says."""
+        data = partial(data_of, options.dataset, options.local_size)
+        return cls(options.device, options.execution, options.eval_seeds, options.threads, data)
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedRun:
     """One call of run.py: all seeds of an algorithm on a task under the same settings."""
 
     algo: str
@@ -51,13 +67,13 @@ class Training:
         """The seeds' folders."""
         return [base / self.variant / self.algo / self.env_name / f"seed_{seed}" for seed in self.seeds]
 
-    def command(self, base: Path, given: argparse.Namespace) -> tuple[str, ...]:
+    def command(self, base: Path, how: How) -> tuple[str, ...]:
         """The arguments of run.py."""
         words = ["--algo", self.algo, "--env_name", self.env_name, "--dir", str(base / self.variant), "--quiet"]
-        words += ["--seeds", ",".join(map(str, self.seeds)), "--device", given.device, "--execution", given.execution]
-        words += ["--eval_seeds", given.eval_seeds, *data_flags(given, self.env_name)]
-        if given.threads:
-            words += ["--threads", str(given.threads)]
+        words += ["--seeds", ",".join(map(str, self.seeds)), "--device", how.device, "--execution", how.execution]
+        words += ["--eval_seeds", how.eval_seeds, *how.data(self.env_name).flags]
+        if how.threads:
+            words += ["--threads", str(how.threads)]
         for name, value in {**self.overrides, **self.length}.items():
             words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
         return tuple(words)
@@ -84,21 +100,17 @@ def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
     return shorter | {name: min(whole, max(1, round(whole * scale))) for name, whole in phases.items()}
 
 
-def seed_list(text: str) -> list[int]:
-    """`0-4` or `0,3,7`. Raises UserError for anything else."""
-    return options.parse_seeds(argparse.Namespace(seeds=text, seed=0))
-
-
 def continue_run(command: Sequence[str]) -> int:
     """run.py with these arguments, from wherever earlier attempts left each seed; its exit code.
 
     Seeds that have a step in common go on together. Where earlier attempts had other seeds together, each group of
     seeds at one step goes on by itself, and those without a checkpoint start anew.
     """
-    given = options.parse(command, AGENTS)
-    config = hyperparameters.get(given.algo, given.env_name, **options.overrides(given))
+    options = parse(command, AGENTS)
+    config, _ = resolve_settings(options)
     total = config.num_epochs * config.num_steps_per_epoch
-    folders = {s: Path(given.dir) / given.algo / given.env_name / f"seed_{s}" for s in options.parse_seeds(given)}
+    base = Path(options.dir) / options.algo / options.env_name
+    folders = {seed: base / f"seed_{seed}" for seed in parse_seeds(options.seeds, options.seed)}
     unfinished = [seed for seed, folder in folders.items() if not is_complete(folder, total)]
     if not unfinished:
         return 0

@@ -1,6 +1,9 @@
-"""Regenerates the inputs of a recorded case from its configuration (the rule is spelt out in `inputs`).
+"""Reads what other code computed over a few gradient steps, as `fixtures/` holds it.
 
-The recordings hold what the published code of DiffCPS, Diffusion-QL and DTQL computed over a few gradient steps.
+`parity_*.npz`: the published code of DiffCPS, Diffusion-QL and DTQL. They hold outcomes only; `weights`, `batches` and
+the draws make the inputs again, from one `RandomState` in this order.
+`d3rlpy_*.npz`: d3rlpy 2.8.1 (github.com/takuseno/d3rlpy), written by `record_d3rlpy/`, with its inputs: `Recording`
+reads them by group.
 """
 
 from __future__ import annotations
@@ -26,6 +29,37 @@ def part(recorded: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor
     """What a recording holds under `<prefix>/`, by the rest of its names."""
     start = f"{prefix}/"
     return {name.removeprefix(start): _tensor(value) for name, value in recorded.items() if name.startswith(start)}
+
+
+class Recording:
+    """One case that d3rlpy recorded: its settings, and arrays by `<group>/<name>`."""
+
+    def __init__(self, name: str, case: str = "") -> None:
+        self.config, arrays = load(f"d3rlpy_{name}")
+        self.arrays = {key.removeprefix(f"{case}/"): value for key, value in arrays.items() if key.startswith(case)}
+
+    def group(self, prefix: str, seeds: int | None = None) -> dict[str, torch.Tensor]:
+        """The arrays of one group as float32 tensors; with `seeds`, behind a seeds axis of that length."""
+        tensors = part(self.arrays, prefix)
+        return tensors if seeds is None else stacked(tensors, seeds)
+
+    def networks(self, prefix: str) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights of one moment, by network."""
+        nested: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in self.group(prefix).items():
+            network, _, weight = name.partition("/")
+            nested.setdefault(network, {})[weight] = value
+        return nested
+
+    def assert_networks(self, state: dict[str, Any], prefix: str, unlike: tuple[str, ...] = ()) -> None:
+        """Every weight lies within 1e-4 of the recorded one, relative to its array's largest entry."""
+        for network, weights in self.networks(prefix).items():
+            for name, value in weights.items():
+                if name not in unlike:
+                    bound = 1e-4 * float(value.abs().max())
+                    torch.testing.assert_close(
+                        state[network][name], value, rtol=1e-4, atol=bound, msg=lambda m, n=name: f"{n}: {m}"
+                    )
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:

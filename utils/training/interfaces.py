@@ -1,0 +1,111 @@
+"""What training needs of an agent, of transitions and of environments, and no more: nothing here imports one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Generators = Sequence[torch.Generator]
+# (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]
+Policy = Callable[[Tensor, Generators, Tensor], Tensor]
+
+
+class Weights(Protocol):
+    """All parameters of one network in one tensor."""
+
+    @property
+    def flat(self) -> Tensor: ...
+
+
+class WholeTable(Protocol):
+    """All N transitions, in file order and without a seeds axis, as an agent's plan reads them."""
+
+    size: int
+
+    @property
+    def ends(self) -> Tensor: ...  # [N] bool: the trajectory ends with this transition
+    def block(self, start: int, stop: int) -> dict[str, Tensor]: ...  # rows start .. stop - 1, each [stop - start, d]
+
+
+class Transitions(WholeTable, Protocol):
+    """A dataset on the device (`utils.data.dataset.Table`)."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def draw_indices(self, generators: Generators, batch_size: int, steps: int) -> Tensor: ...  # [steps, S, B]
+    def gather(self, indices: Tensor) -> dict[str, Tensor]: ...  # [S, B] -> each [S, B, d]
+
+
+class Learner(Protocol):
+    """An agent (`agents/`), S seeds at once."""
+
+    step: int  # gradient steps taken; below 0 in a pretraining
+
+    @property
+    def seeds(self) -> Sequence[int]: ...
+    @property
+    def num_seeds(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def state_dim(self) -> int: ...
+    @property
+    def action_dim(self) -> int: ...
+    @property
+    def networks(self) -> Mapping[str, Weights]: ...
+
+    # --- The update
+    @property
+    def not_due(self) -> Tensor: ...  # what `update` returns, this very tensor, for a metric that was not due
+    @property
+    def COMPILED(self) -> Sequence[str]: ...  # names of the losses worth compiling
+    @property
+    def period(self) -> int: ...  # steps after which the pattern of updates repeats, within a phase
+    def phase(self, step: int) -> int: ...
+    def schedule(self, step: int) -> tuple[float, ...]: ...
+    def prepare(self) -> None: ...
+    def draw(self, rng: Generators, batch_size: int, steps: int) -> dict[str, Tensor]: ...
+    def update(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    # --- Numbers made of the whole table
+    @property
+    def planned(self) -> Mapping[str, int]: ...
+    @property
+    def PLAN_REPEATS(self) -> bool: ...
+    def observe(self, transitions: WholeTable) -> None: ...
+    def plan_step(self, step: int) -> int | None: ...
+    def plan(self, transitions: WholeTable, rng: Generators, columns: Mapping[str, Tensor]) -> None: ...
+
+    # --- Acting
+    def act(self, states: Tensor, rng: Generators, active: Tensor | None = None) -> Tensor: ...
+    def act_draws(self, rng: Generators, states: int) -> dict[str, Tensor]: ...
+    def actions_in_chunks(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor: ...
+
+    # --- State
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+
+
+class Environments(Protocol):
+    """N lockstep environments (`utils.environments.make_lockstep`)."""
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def state_dim(self) -> int: ...
+    @property
+    def action_dim(self) -> int: ...
+    @property
+    def max_action(self) -> float: ...
+    @property
+    def max_episode_steps(self) -> int: ...
+    @property
+    def unstable(self) -> np.ndarray: ...  # [N] how often each simulation blew up so far
+    def reset(self, rngs: Sequence[np.random.Generator]) -> np.ndarray: ...  # states [N, state_dim]
+    def step(
+        self, actions: np.ndarray, running: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...  # states, rewards, terminated, truncated
