@@ -146,7 +146,7 @@ def test_the_update_equals_a_plain_one() -> None:
     agent = bear((3, 2, 1.0), hidden_dim=16, vae_hidden_dim=16, warmup_steps=2, alpha_learning_rate=0.05, **rates)
     plain, g = Plain(agent), torch.Generator().manual_seed(0)
     for k in range(5):
-        batch = transitions(g) | {"not_dones": torch.ones(1, 16, 1)}
+        batch = small.batch(g, 3, 2, 0.9)
         draws = agent.draw(g, 16)
         agent.update(batch, draws)
         plain.step(batch, draws, value=k >= 2)
