@@ -56,8 +56,8 @@ class Config:
 
     reward_tune: str = setting(
         "no",
-        "rewards as the learner sees them: no, normalize, iql_locomotion, iql_returns, iql_antmaze, cql_antmaze or "
-        "antmaze",
+        "rewards as the learner sees them: no, normalize, iql_locomotion, iql_returns, return_range, iql_antmaze, "
+        "cql_antmaze or antmaze",
     )
     batch_size: int = setting(256, "transitions per gradient step", above=0)
     num_epochs: int = setting(1000, "length of the run in epochs", above=0)
@@ -465,16 +465,25 @@ class SfBCConfig(ValueConfig):
     action_candidates: int = setting(32, "actions per state at evaluation, of which the critic chooses", above=0)
     select_alpha: float = setting(100.0, "inverse temperature of the choice among them", above=0)
     actions_averaged: int = setting(1, "how many of them are chosen and averaged", above=0, at_most="action_candidates")
-    critic_layers: int = setting(2, "hidden layers of the critic", above=0)
+    critic_layers: int = setting(
+        2, "hidden layers of the critic: the last two are hidden_dim wide, any before them twice that", above=0
+    )
+    predict_data: bool = setting(
+        False, "sample by integrating the predicted action, not the predicted noise; needed with few steps"
+    )
+    paper_planning: bool = setting(
+        False, "plan R = r + discount max(R', V(s')) as the paper says, not max(r + discount R', V(s)) as its code does"
+    )
 
 
 CONFIGS["sfbc"] = SfBCConfig
 DOMAIN_SETTINGS["sfbc"] = {
     "locomotion": {"actions_averaged": 4},
     "antmaze": {"num_epochs": 100, "eval_interval": 10, "plan_interval": 50_000},
-    "bandit": {"pretrain_epochs": 20, "num_epochs": 5, "learning_rate": 1e-3},
+    # T goes down to 5 there, where samples by the predicted noise fly apart.
+    "bandit": {"pretrain_epochs": 20, "num_epochs": 5, "learning_rate": 1e-3, "predict_data": True},
 }
-TASK_SETTINGS["sfbc"] = {
+TASK_SETTINGS["sfbc"] = {  # 512-256-256, its critic_type "large"
     "antmaze-large-play-v0": {"critic_layers": 3},
     "antmaze-large-diverse-v0": {"critic_layers": 3},
 }
@@ -592,7 +601,7 @@ class QGPOConfig(CriticConfig):
 
 CONFIGS["qgpo"] = QGPOConfig
 DOMAIN_SETTINGS["qgpo"] = {
-    "locomotion": {"reward_tune": "iql_returns", "beta_q": 1.0},
+    "locomotion": {"reward_tune": "return_range", "beta_q": 1.0},
     "antmaze": {"reward_tune": "iql_antmaze", "support_actions": 32},
     "bandit": {"pretrain_epochs": 20, "critic_epochs": 10, "learning_rate": 1e-3},
 }
