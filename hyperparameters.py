@@ -1,4 +1,4 @@
-"""Every setting, once: default < domain < task < command line.
+"""Every setting, once: default < preset < domain < task < command line.
 
 A block per algorithm: its settings (default, help, range), then its rows per domain and per task. Edit them for your
 own studies, or pass the flag of the same name. A new setting is one line in its algorithm's class. The numbers are
@@ -131,6 +131,7 @@ COMMON_SETTINGS: Rows = {
 CONFIGS: dict[str, type[Config]] = {}  # every algorithm's settings, in the order of the blocks below
 DOMAIN_SETTINGS: dict[str, Rows] = {}
 TASK_SETTINGS: dict[str, Rows] = {}
+PRESETS: dict[str, dict[str, Rows]] = {}  # algorithm -> a setting -> the row that a value of it stands for
 
 # --- DiffCPS ----------------------------------------------------------------------------------------------------------
 
@@ -551,15 +552,25 @@ TASK_SETTINGS["cql"] = {
 class IDQLConfig(ImplicitQConfig, ChainConfig):
     """IDQL (Hansen-Estruch et al. 2023); launcher/examples/train_ddpm_iql_offline.py of philippe-eecs/IDQL.
 
-    Batch and length are those of its last version (7582571), whose author calls it faster and some 2 to 4 points
-    weaker than the paper's, which took 2,048 rows for the policy. `action_candidates`, the paper's N, is 64 as in
-    the launcher, which also tries 16, 32, 128 and 256. Which one each of IDQL-A's scores took its code does not say.
-    The published code acts by the best candidate (`greedy_action`).
+    The last version of that code (7582571), whose author calls it faster and some 2 to 4 points weaker than the
+    paper's (89bb493): `idql_version`. `action_candidates`, the paper's N, is 64 as in the launcher, which also tries
+    16 and 256, the paper's also 32 and 128. Which one each of IDQL-A's scores took its code does not say. The published
+    code acts by the best candidate (`greedy_action`).
     """
 
+    idql_version: str = setting(
+        "last",
+        "version of the published code: last, or paper, which sets other defaults from batch_size to empty_step",
+        one_of=("last", "paper"),
+    )
     batch_size: int = setting(512, "transitions per gradient step of the diffusion model", above=0)
-    critic_batch_size: int = setting(256, "rows of the batch, its first, that the critics take", above=0)
+    critic_batch_size: int = setting(512, "rows of the batch, its first, that the critics take", above=0)
     num_epochs: int = 3000
+    activation: str = setting("swish", "activation of the noise network: swish or mish", one_of=("swish", "mish"))
+    time_frequencies: int = setting(64, "frequencies of the noise network's time features", above=0)
+    weight_decay: float = setting(1e-4, "AdamW's weight decay of the noise network", at_least=0)
+    value_norm: bool = setting(True, "a layer normalisation of the states before V")
+    empty_step: bool = setting(False, "after the policy's step a second one with gradient zero: Adam's momentum alone")
     ema_decay: float = setting(0.999, "decay of the policy's average", at_least=0, at_most=1)
     dropout: float = setting(0.1, "share of the residual blocks' inputs dropped in training", at_least=0, below=1)
     residual_blocks: int = setting(3, "residual blocks of the noise network", above=0)
@@ -568,6 +579,20 @@ class IDQLConfig(ImplicitQConfig, ChainConfig):
 
 
 CONFIGS["idql"] = IDQLConfig
+PRESETS["idql"] = {
+    "idql_version": {
+        "paper": {
+            "batch_size": 2048,
+            "critic_batch_size": 256,
+            "num_epochs": 1500,
+            "activation": "mish",
+            "time_frequencies": 32,
+            "weight_decay": 0.0,
+            "value_norm": False,
+            "empty_step": True,
+        }
+    }
+}
 DOMAIN_SETTINGS["idql"] = {  # the paper has locomotion and AntMaze
     "locomotion": {"reward_tune": "iql_returns"},
     "antmaze": {"reward_tune": "iql_antmaze", "expectile": 0.9},
@@ -659,7 +684,7 @@ def _about(config: type[Config], name: str) -> About:
 
 def resolve(algo: str, env_name: str, overrides: Row | None = None) -> tuple[Any, dict[str, tuple[Any, str]]]:
     """The settings of `algo` on a task as a frozen dataclass, and each one's value with where it came from: default,
-    domain, task or command line.
+    preset (`idql_version paper`, say), domain, task or command line.
 
     Raises ValueError for an unknown algorithm, task or setting (naming the known ones), a value of the wrong kind, or
     one that no run could use.
@@ -668,12 +693,15 @@ def resolve(algo: str, env_name: str, overrides: Row | None = None) -> tuple[Any
     defaults: Row = {field.name: field.default for field in dataclasses.fields(CONFIGS[algo])}
     found = {name: (value, "default") for name, value in defaults.items()}
     place = domain(env_name)
-    sources = (
+    sources = [
         (f"domain {place}", COMMON_SETTINGS.get(place, {})),
         (f"domain {place}", DOMAIN_SETTINGS.get(algo, {}).get(place, {})),
         (f"task {env_name}", _task_row(algo, env_name)),
         ("command line", overrides or {}),
-    )
+    ]
+    for name, presets in PRESETS.get(algo, {}).items():
+        chosen = str(next((row[name] for _, row in reversed(sources) if name in row), defaults[name]))
+        sources.insert(0, (f"{name} {chosen}", presets.get(chosen, {})))
     for origin, row in sources:
         for name, value in row.items():
             if name not in known:

@@ -54,6 +54,10 @@ class Training:
     stop: Stop
     resources: ExitStack  # to be closed at the end
 
+    def save(self) -> None:
+        """A checkpoint of this moment."""
+        checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs], self.owners)
+
     @property
     def ending(self) -> bool:
         """Whether to end before the last step: after a signal, or when no seed is left."""
@@ -118,6 +122,8 @@ def setup(options: Namespace) -> Training:
         bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
         score = dataset.info.get("behaviour_score")
         owners = [owner(config) for config in configs]
+        if states is None:  # no folder has evaluations and nothing to continue from
+            checkpoint.save_run(folders, parts, [log.sync() for log in logs], owners)
         return Training(options, config, total_steps, source, score, folders, owners, agent, runner, watch, parts,
                         evaluator, logs, bar, Stop(), stack.pop_all())  # fmt: skip
 
@@ -161,8 +167,13 @@ def train(t: Training) -> None:
             late = time.monotonic() - saved_at > 60 * t.options.checkpoint_interval
             under_way = t.evaluator is not None and t.evaluator.under_way
             if not under_way and (arrived or due or late or t.ending):
-                checkpoint.save_run(t.folders, t.parts, [log.sync() for log in t.logs], t.owners)
+                save(t)
                 saved_at = time.monotonic()
+
+
+def save(t: Training) -> None:
+    """A checkpoint of this moment."""
+    checkpoint.save_run(t.folders, t.parts, [log.sync() for log in t.logs], t.owners)
 
 
 def write_metrics(t: Training, steps: int, started: float) -> None:

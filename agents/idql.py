@@ -6,8 +6,7 @@
 
 V solves the expectile's equation for the policy proportional to mu(a | s) |expectile - 1(Q(s, a) < V(s))|. That
 implicit policy is sampled by weighting candidates from the diffusion model, or the best candidate is taken, as the
-official evaluation does. Numbers without a name are those of the official code at the version that the paper's scores
-come from (philippe-eecs/IDQL 89bb493, jaxrl5/agents/ddpm_iql).
+official evaluation does. The official code (philippe-eecs/IDQL) has two versions, see `--idql_version`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from agents.parts.agent import Agent, Batch, Draws, Outcome
 from agents.parts.critics import TwinCritic, ValueNetwork
 from agents.parts.diffusion import ResidualDiffusionPolicy
 from agents.parts.draws import Rng, candidates_best, candidates_softmax, exponentials, integers, keep_masks, normals
+from agents.parts.layers import ACTIVATIONS
 from agents.parts.losses import expectile_loss, implicit_policy_weights, td_target, twin_error
 from agents.parts.parameters import xavier_init
 
@@ -38,9 +38,11 @@ class IDQL(Agent):
 
     def build(self) -> None:
         c, widths = self.config, [self.config.hidden_dim] * LAYERS
-        size = (c.diffusion_steps, c.hidden_dim, c.residual_blocks, c.dropout)
-        self.actor = self.learn("actor", ResidualDiffusionPolicy(self.sizes, c.beta_schedule, *size), c.learning_rate)
-        critic, value = TwinCritic(self.sizes, widths, torch.relu), ValueNetwork(self.sizes, widths, torch.relu)
+        size = (c.diffusion_steps, c.hidden_dim, c.residual_blocks, c.dropout, c.time_frequencies)
+        policy = ResidualDiffusionPolicy(self.sizes, c.beta_schedule, *size, ACTIVATIONS[c.activation])
+        critic = TwinCritic(self.sizes, widths, torch.relu)
+        value = ValueNetwork(self.sizes, widths, torch.relu, norm=c.value_norm)
+        self.actor = self.learn("actor", policy, c.learning_rate, weight_decay=c.weight_decay)
         self.critic = self.learn("critic", critic, c.critic_learning_rate, xavier_init)
         self.value = self.learn("value", value, c.critic_learning_rate, xavier_init, published="critic")
         self.ema = self.average_of("ema", self.actor, c.ema_decay)
@@ -63,6 +65,9 @@ class IDQL(Agent):
         self.decay_rates()
         metrics = self.descend("actor", self.policy_loss(batch, draws))
         self.ema.follow(self.actor)
+        if self.config.empty_step:
+            self.optimizers["actor"].step(torch.zeros_like(self.actor.parameters.flat))
+            self.ema.follow(self.actor)
         rows = {name: value[:, : self.config.critic_batch_size] for name, value in batch.items()}
         metrics |= self.descend("value", self.value_loss(rows, draws))
         metrics |= self.descend("critic", self.critic_loss(rows, draws))

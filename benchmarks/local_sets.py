@@ -71,11 +71,11 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, machine: str) -> 
     folder.mkdir(parents=True, exist_ok=True)
     kept: list[dict[str, Any]] = []
     if (folder / "local_sets.csv").exists():
-        with open(folder / "local_sets.csv", newline="") as file:
+        with open(folder / "local_sets.csv", newline="", encoding="utf-8") as file:
             kept = list(csv.DictReader(file))
     by_name = {row["env_name"]: row for row in [*kept, *rows]}
     rows = [by_name[name] for name in local.ids() if name in by_name]
-    with open(folder / "local_sets.csv", "w", newline="") as file:
+    with open(folder / "local_sets.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -94,7 +94,7 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, machine: str) -> 
         *("| " + " | ".join(str(row[name]) for name in shown) + " |" for row in rows),
         "",
     ]
-    (folder / "local_sets.md").write_text("\n".join(lines))
+    (folder / "local_sets.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for name in args.env_names:
         write_tables([describe_set(name, args.size, args.seed, args.dir)], args.out, args.machine)
-    print((args.out / "local_sets.md").read_text())
+    print((args.out / "local_sets.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         lines.append("| " + " | ".join(compare(algo, options)) + " |")
         print(lines[-1], flush=True)
     if options.name:
-        (options.out / f"memory_{options.name}.md").write_text("\n".join(lines) + "\n")
+        (options.out / f"memory_{options.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    with open(options.out / f"scaling_{options.name}.csv", "w", newline="") as file:
+    with open(options.out / f"scaling_{options.name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row in points(options):

@@ -25,7 +25,7 @@ COLUMNS = {
 
 def table(folder: Path, name: str) -> str:
     """Rows of `training_*_<name>.json`, in the files' order."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob(f"training_*_{name}.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"training_*_{name}.json"))]
     if not results:
         raise SystemExit(f"benchmarks.table: no training_*_{name}.json in {folder}")
     first = results[0]
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("usage: python -m benchmarks.table FOLDER NAME")
     folder, name = Path(arguments[0]), arguments[1]
     text = table(folder, name)
-    (folder / f"training_{name}.md").write_text(text)
+    (folder / f"training_{name}.md").write_text(text, encoding="utf-8")
     print(text, end="")
 
 

@@ -174,7 +174,7 @@ DATA = Method(drawing.DATA, None)
 
 
 def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
-    """As many actions of the data's own law a seed, from other random numbers: what no method can do better than."""
+    """As many actions of the data's own distribution per seed, from other random numbers: no method can do better."""
     drawn = {}
     for seed in seeds:
         rng = np.random.default_rng([bandit.DATA_SEED, 1, seed])
@@ -184,7 +184,7 @@ def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
 
 
 def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
-    """What the methods are compared with: the data's law, and for each T the samplers whose network has no error."""
+    """What methods are compared with: the data themselves, and for each T the samplers whose network has no error."""
     seeds = parse_seeds(toy.options.seeds)
     exact = {
         Method(name, T): {seed: draw(toy.task, T, NUMBER, seed) for seed in seeds}
@@ -207,7 +207,7 @@ def write_scores(path: Path, scores: dict[Method, dict[str, list[float]]], seeds
     """A row a method and seed; shares from 0 to 1, `reward` in percent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(next(iter(scores.values())))
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "T", "seed", *names])
         for method, values in scores.items():
@@ -240,8 +240,8 @@ def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
     notes = [
         f"{toy.options.steps:,} gradient steps, {seeds} seeds in one process, {NUMBER:,} actions a seed; ± is the "
         "standard deviation over seeds (of the population, as NumPy's default).",
-        "First row: as many actions of the data's own law from other random numbers, what no method can do better "
-        "than but by chance.",
+        "First row: as many actions of the data's own distribution from other random numbers, what no method can do "
+        "better than but by chance.",
         "Exact chain: the chain of T steps, as DQL, DiffCPS and diffusion BC draw it, with the best of all noise "
         "networks, which is known in closed form for these data; exact solver: the same for SfBC's. What these lack, "
         "the sampler causes and not the training.",
@@ -285,14 +285,14 @@ def show(toy: Toy) -> Iterator[Path]:
     yield write_points(out / "figures" / "toy" / f"{toy.options.bandit}-points.csv", samples, seeds[0])
     shown = table(toy, scores).markdown()
     text = shown + f"\nFigures, drawn from seed {seeds[0]}, in `figures/toy/`:\n\n" + "\n\n".join(captions) + "\n"
-    (out / "tables" / f"{name}.md").write_text(text)
+    (out / "tables" / f"{name}.md").write_text(text, encoding="utf-8")
     print(shown)
     yield out / "tables" / f"{name}.md"
 
 
 def write_points(path: Path, samples: dict[Method, dict[int, np.ndarray]], seed: int) -> Path:
     """The drawn actions: a row a point."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "T", "seed", "x", "y"])
         for method, by_seed in samples.items():

@@ -20,7 +20,7 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published" / "tab
 
 def averages(report: Report, label: str) -> list[Table]:
     """Averages over the tasks that were run, beside the paper's over all of them."""
-    with open(PUBLISHED, newline="") as file:
+    with open(PUBLISHED, newline="", encoding="utf-8") as file:
         paper = {(row["tasks"], row["algorithm"], row["diffusion_steps"]): row["score"] for row in csv.DictReader(file)}
     lines = []
     rows = report.rows[(report.rows["data"] == label) & (report.rows["protocol"] == report.choice.protocol)]

@@ -125,19 +125,19 @@ def test_a_run_whose_rate_decays_cannot_be_lengthened(
     assert "num_epochs was 2, now 4" in fails(capsys, *arguments)
 
 
-def test_resuming_before_the_first_checkpoint_starts_anew(
+def test_a_seed_that_lost_its_checkpoints_is_not_begun_anew_in_silence(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train(tmp_path, data, "--seeds", "0,1")
     expected = (folder / "seed_0" / "evaluations.csv").read_bytes()
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (folder / "seed_1" / name).unlink()
-    capsys.readouterr()
-    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--seeds", "0,1", "--resume"]
-    assert "seed_1" in fails(capsys, *arguments)  # never half a run
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (folder / "seed_0" / name).unlink()
-    train(tmp_path, data, "--seeds", "0,1", "--resume")
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--seeds", "0,1"]
+    for seed in ("seed_1", "seed_0"):  # never half a run, never none
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            (folder / seed / name).unlink()
+        capsys.readouterr()
+        line = fails(capsys, *arguments, "--resume")
+        assert seed in line and "--overwrite" in line
+    train(tmp_path, data, "--seeds", "0,1", "--overwrite")
     assert (folder / "seed_0" / "evaluations.csv").read_bytes() == expected
     assert [int(row["step"]) for row in rows(folder / "seed_1" / "metrics.csv")] == [10, 20, 30, 40]
 

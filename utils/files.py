@@ -1,8 +1,10 @@
-"""Files written whole or not at all, and an error's first line: what every room that writes needs."""
+"""Files written whole or not at all, text shown wherever it goes, an error's first line: what every room needs."""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 
@@ -36,6 +38,13 @@ def write_to_disk(path: Path, content: bytes | memoryview | str) -> None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def print_any_text() -> None:
+    """Let stdout and stderr show what their encoding cannot: a path that is no UTF-8, a λ where the locale is ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import torch
 
 import hyperparameters
 from utils.errors import UserError
-from utils.files import first_line
+from utils.files import first_line, print_any_text
 
 MAX_SEEDS = 1024
 
@@ -212,9 +212,10 @@ def out_of_memory(error: Exception) -> str | None:
 
 
 def show_warnings_as_lines() -> None:
-    """A warning is one line on stderr, without the source line that raised it."""
+    """A warning is one line on stderr, without the source line that raised it; and any text can be shown."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     warnings.showwarning = show
+    print_any_text()

@@ -15,10 +15,13 @@ from agents.parts.parameters import Parameters
 class Adam:
     """Adam (Kingma & Ba 2015) over one buffer of parameters [M, P], each seed's gradient clipped by its own norm.
 
-    The published code clips every network's gradient at `grad_norm` (D5; the paper names no clipping).
+    weight_decay: AdamW's, of every parameter (Loshchilov & Hutter 2019). The published code clips every network's
+    gradient at `grad_norm` (D5; the paper names no clipping).
     """
 
-    def __init__(self, parameters: Parameters, seeds: int, learning_rate: float, grad_norm: float) -> None:
+    def __init__(
+        self, parameters: Parameters, seeds: int, learning_rate: float, grad_norm: float, weight_decay: float = 0.0
+    ) -> None:
         self.flat, self.seeds, self.base_rate, self.grad_norm = (
             parameters.flat,
             seeds,
@@ -28,7 +31,7 @@ class Adam:
         device = parameters.flat.device
         self.rate = torch.tensor(float(learning_rate), device=device)
         options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
-        self._adam = torch.optim.Adam([self.flat], lr=self.rate, **options)
+        self._adam = torch.optim.AdamW([self.flat], lr=self.rate, weight_decay=weight_decay, **options)
         # It would warn of steps that are not captured, and a capture is always preceded by some.
         self._adam._warned_capturable_if_run_uncaptured = True
         self._allocate()

@@ -106,7 +106,13 @@ class Agent:
     # --- Naming what learns -----------------------------------------------------------------------------
 
     def learn(
-        self, name: str, network: N, rate: float, init: Initializer | None = None, published: str | None = None
+        self,
+        name: str,
+        network: N,
+        rate: float,
+        init: Initializer | None = None,
+        published: str | None = None,
+        weight_decay: float = 0.0,
     ) -> N:
         """Initialise a network from each seed's own generator and give it an optimiser, both under `name`.
 
@@ -117,7 +123,7 @@ class Agent:
             network.initialize(self._generators)
         else:
             init(network.parameters, self._generators)
-        self.optimizers[name] = Adam(network.parameters, self.num_seeds, rate, self.config.grad_norm)
+        self.optimizers[name] = Adam(network.parameters, self.num_seeds, rate, self.config.grad_norm, weight_decay)
         return self._name(name, network, published)
 
     def average_of(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agents.parts.layers import Activation, Chain, first_layer, layer_norm, layer_shapes, linear, mish
+from agents.parts.layers import FLAX_EPSILON, Activation, Chain, first_layer, layer_norm, layer_shapes, linear, mish
 from agents.parts.parameters import Network, Parameters, Sizes
 
 
@@ -94,13 +94,18 @@ class TwinCritic(Network):
 
 
 class ValueNetwork(Chain):
-    """V(s): hidden layers of these widths. One member a seed."""
+    """V(s): hidden layers of these widths. One member a seed. norm: a layer normalisation of the states, as IDQL's."""
 
-    def __init__(self, sizes: Sizes, widths: Sequence[int], activation: Activation = mish) -> None:
-        super().__init__([sizes.state_dim, *widths, 1], sizes, activation, "v_model")
+    def __init__(self, sizes: Sizes, widths: Sequence[int], activation: Activation = mish, norm: bool = False) -> None:
+        self.norm = norm
+        extra = {f"v_norm.{kind}": (sizes.state_dim,) for kind in ("weight", "bias")} if norm else None
+        super().__init__([sizes.state_dim, *widths, 1], sizes, activation, "v_model", extra=extra)
 
     def __call__(self, states: Tensor) -> Tensor:
         """states [S, B, state_dim] -> values [S, B]."""
+        if self.norm:
+            p = self.parameters
+            states = layer_norm(states, p["v_norm.weight"], p["v_norm.bias"], FLAX_EPSILON)
         return self.through(states).squeeze(-1)
 
 

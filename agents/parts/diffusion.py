@@ -12,13 +12,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agents.parts.layers import TIME_DIM, layer_norm, layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.layers import (
+    FLAX_EPSILON,
+    TIME_DIM,
+    Activation,
+    layer_norm,
+    layer_shapes,
+    linear,
+    mish,
+    sinusoidal_embedding,
+)
 from agents.parts.parameters import Network, Parameters, Sizes, xavier_init
 from agents.parts.published import policy_weights
 
 SCHEDULES = ("vp", "linear", "cosine")
 BETA_MIN, BETA_MAX = 0.1, 10.0  # of the continuous variance-preserving process
-FOURIER_DIM = 64  # width of the time's Fourier features in IDQL's network
 
 
 def beta_schedule(name: str, steps: int) -> Tensor:
@@ -89,20 +97,28 @@ class NoiseNetwork(Network):
 class ResidualNoiseNetwork(Network):
     """epsilon(a^i, s, i) as a residual network with layer normalisation, IDQL's `LN_Resnet`. One member a seed.
 
-    Learnt Fourier features of the step -> 128 -> 128 with Mish; a layer of width H over [action | state | time];
-    `blocks` times x + W2 mish(W1 norm(dropout(x))) with 4 H units inside; mish, and a layer to the noise.
+    Learnt Fourier features of the step, a cosine and a sine per frequency -> two layers of twice that width; a layer of
+    width H over [action | state | time]; `blocks` times x + W2 act(W1 norm(dropout(x))) with 4 H units inside; act, and
+    a layer to the noise.
     """
 
     def __init__(
-        self, sizes: Sizes, diffusion_steps: int, hidden_dim: int, blocks: int = 3, dropout: float = 0.0
+        self,
+        sizes: Sizes,
+        diffusion_steps: int,
+        hidden_dim: int,
+        blocks: int,
+        dropout: float,
+        frequencies: int,
+        activation: Activation,
     ) -> None:
         self.action_dim, self.state_dim, self.hidden_dim = sizes.action_dim, sizes.state_dim, hidden_dim
-        self.dropout = dropout
+        self.dropout, self.activation, self.time_dim = dropout, activation, 4 * frequencies
         self.kept: Tensor | None = None
         self.blocks = [f"blocks.{i}" for i in range(blocks)]
-        shapes: dict[str, Sequence[int]] = {"time.frequencies": (FOURIER_DIM // 2,)}
-        shapes |= layer_shapes(["time.1", "time.3"], [FOURIER_DIM, 2 * FOURIER_DIM, 2 * FOURIER_DIM])
-        shapes |= layer_shapes(["first"], [sizes.action_dim + sizes.state_dim + 2 * FOURIER_DIM, hidden_dim])
+        shapes: dict[str, Sequence[int]] = {"time.frequencies": (frequencies,)}
+        shapes |= layer_shapes(["time.1", "time.3"], [2 * frequencies, self.time_dim, self.time_dim])
+        shapes |= layer_shapes(["first"], [sizes.action_dim + sizes.state_dim + self.time_dim, hidden_dim])
         for block in self.blocks:
             shapes |= {f"{block}.norm.{kind}": (hidden_dim,) for kind in ("weight", "bias")}
             shapes |= layer_shapes([f"{block}.1", f"{block}.3"], [hidden_dim, 4 * hidden_dim, hidden_dim])
@@ -130,7 +146,7 @@ class ResidualNoiseNetwork(Network):
         return twin
 
     def _first_weight(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.parameters["first.weight"].split([self.action_dim, self.state_dim, 2 * FOURIER_DIM], dim=2)
+        return self.parameters["first.weight"].split([self.action_dim, self.state_dim, self.time_dim], dim=2)
 
     def state_part(self, states: Tensor) -> Tensor:
         """The first layer's share of the state, bias included: [S, B, state_dim] -> [S, B, H]."""
@@ -141,7 +157,7 @@ class ResidualNoiseNetwork(Network):
         p = self.parameters
         angles = 2 * math.pi * self.steps.unsqueeze(1) * p["time.frequencies"].unsqueeze(1)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        hidden = mish(linear(features, p["time.1.weight"], p["time.1.bias"]))
+        hidden = self.activation(linear(features, p["time.1.weight"], p["time.1.bias"]))
         return linear(linear(hidden, p["time.3.weight"], p["time.3.bias"]), self._first_weight()[2])
 
     def noise(self, actions: Tensor, condition: Tensor) -> Tensor:
@@ -151,10 +167,10 @@ class ResidualNoiseNetwork(Network):
         kept = self.kept.split(self.hidden_dim, dim=-1) if self.kept is not None else ()
         for i, block in enumerate(self.blocks):
             inside = x * kept[i] / (1 - self.dropout) if kept else x
-            inside = layer_norm(inside, p[f"{block}.norm.weight"], p[f"{block}.norm.bias"])
-            inside = mish(linear(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"]))
+            inside = layer_norm(inside, p[f"{block}.norm.weight"], p[f"{block}.norm.bias"], FLAX_EPSILON)
+            inside = self.activation(linear(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"]))
             x = x + linear(inside, p[f"{block}.3.weight"], p[f"{block}.3.bias"])
-        return linear(mish(x), p["last.weight"], p["last.bias"])
+        return linear(self.activation(x), p["last.weight"], p["last.bias"])
 
 
 class Diffusion:
@@ -269,9 +285,17 @@ class ResidualDiffusionPolicy(ResidualNoiseNetwork):
     """IDQL's model of the data's actions: a residual network, sampled by Ho et al.'s chain. One member a seed."""
 
     def __init__(
-        self, sizes: Sizes, schedule: str, diffusion_steps: int, hidden_dim: int, blocks: int, dropout: float
+        self,
+        sizes: Sizes,
+        schedule: str,
+        diffusion_steps: int,
+        hidden_dim: int,
+        blocks: int,
+        dropout: float,
+        frequencies: int,
+        activation: Activation,
     ) -> None:
-        super().__init__(sizes, diffusion_steps, hidden_dim, blocks, dropout)
+        super().__init__(sizes, diffusion_steps, hidden_dim, blocks, dropout, frequencies, activation)
         self.process = Diffusion(schedule, diffusion_steps, sizes.max_action, sizes.device)
 
     def loss(

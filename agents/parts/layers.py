@@ -13,6 +13,7 @@ from torch.nn import functional
 from agents.parts.parameters import Network, Parameters, Shapes, Sizes
 
 TIME_DIM = 16  # width of the time embedding
+FLAX_EPSILON = 1e-6  # beside the variance in flax's layer normalisation; PyTorch's has 1e-5
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -49,6 +50,9 @@ def mish(x: Tensor) -> Tensor:
     return n.div_(2 - n).mul_(x)
 
 
+ACTIVATIONS: dict[str, Activation] = {"mish": mish, "swish": functional.silu}  # that a setting can name
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Each member's affine map: x [M, B, in], weight [M, out, in], bias [M, out] -> [M, B, out]."""
     if bias is None:
@@ -56,9 +60,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Each member's layer normalisation over the last axis: x [M, B, H], weight, bias [M, H]."""
-    return torch.addcmul(bias.unsqueeze(1), functional.layer_norm(x, x.shape[-1:]), weight.unsqueeze(1))
+    return torch.addcmul(bias.unsqueeze(1), functional.layer_norm(x, x.shape[-1:], eps=epsilon), weight.unsqueeze(1))
 
 
 def sinusoidal_embedding(steps: Tensor, dim: int = TIME_DIM) -> Tensor:

@@ -194,9 +194,9 @@ Command: `{command}`; machine: {_machine()}. A row per episode in `crosscheck.cs
 What the lines mean stands at the head of `benchmarks/fidelity/crosscheck.py`. Returns are undiscounted; in the mazes
 they are the share of episodes that reached the goal. ± is the standard error of the mean over episodes.
 """
-    (out / "crosscheck.md").write_text(text)
+    (out / "crosscheck.md").write_text(text, encoding="utf-8")
     columns = ("task", "policy", "episode", "seed", "total", "length")
-    with open(out / "crosscheck.csv", "w", newline="") as file:
+    with open(out / "crosscheck.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("side", "task", "policy", "episode", "seed", "return", "length"))
         for name, side in sides.items():

@@ -75,7 +75,7 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def _without_time(path: Path) -> list[list[str]]:
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     time = rows[0].index("steps_per_s")
     return [row[:time] + row[time + 1 :] for row in rows]
@@ -264,7 +264,7 @@ def main(argv: Sequence[str]) -> int:
         lines = report(soak, watched, options)
     print("\n".join(lines))
     if options.name:
-        Path("results/benchmarks", f"soak_{options.name}.md").write_text("\n".join(lines) + "\n")
+        Path("results/benchmarks", f"soak_{options.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return int(bool(soak.failures))
 
 
@@ -314,5 +314,5 @@ def report(soak: Soak, watched: Watched, options: argparse.Namespace) -> list[st
 
 
 def _steps(folder: Path) -> int:
-    with open(next(folder.rglob("seed_0")) / "metrics.csv", newline="") as file:
+    with open(next(folder.rglob("seed_0")) / "metrics.csv", newline="", encoding="utf-8") as file:
         return int(list(csv.reader(file))[-1][0])

@@ -132,7 +132,7 @@ class Study:
     def durations(self) -> dict[str, float]:
         """Seconds that each run has taken so far, all sweeps together."""
         path = self.base / "logs" / DURATIONS
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def run(self) -> int:
         """Train what is not complete; 0 if all of it is then."""

@@ -56,7 +56,7 @@ def draw(task: str, samples: Samples, scores: Scores) -> Iterator[tuple[str, str
 _FIGURE6 = (
     f"Scores over the diffusion steps T, mean and deviation over seeds: share of actions within {NEAR:g} of a data "
     f"point, share of the data within {COVERED:g} of an action, both higher for better, and the maximum mean "
-    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own law; exact "
+    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own distribution; exact "
     "chain and exact solver: what the samplers of DQL and DiffCPS and of SfBC draw without any error of the network. "
     "The paper's Figure 6 shows "
     "its Jaccard index, which is 0 for all of these."
@@ -151,13 +151,14 @@ def _over_T(scores: Scores, every_T: Sequence[int]) -> Figure:
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     panels = figure.subplots(1, len(_CURVES))
     for axes, (score, (label, scale)) in zip(panels, _CURVES.items(), strict=True):
-        for number, algo in enumerate(("diffusion_ql", "sfbc", "diffcps", CHAIN, SOLVER)):
+        for algo in ("diffusion_ql", "sfbc", "diffcps", CHAIN, SOLVER):
             there = [T for T in every_T if (algo, T) in scores]
             values = scale * np.array([scores[algo, T][score] for T in there])
             if there:
-                look = {**style(number), "linestyle": "-." if algo in (CHAIN, SOLVER) else "-"}
+                # The samplers alone look like the methods that use them, hollow and broken.
+                look = style("diffusion_ql" if algo == CHAIN else "sfbc", 8) if algo in (CHAIN, SOLVER) else style(algo)
                 axes.errorbar(there, values.mean(axis=1), values.std(axis=1), capsize=2, label=name(algo), **look)
-        for which, line, text in ((("awr", None), "--", "AWR"), ((DATA, None), ":", "the data's law")):
+        for which, line, text in ((("awr", None), "--", "AWR"), ((DATA, None), ":", "the data")):
             if which in scores:
                 level = scale * np.mean(scores[which][score])
                 axes.axhline(level, color="0.3", linestyle=line, linewidth=1.2, label=text)

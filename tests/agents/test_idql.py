@@ -30,17 +30,27 @@ def transitions(seed: int, rows: int = ROWS) -> dict[str, Tensor]:
 
 # --- A plain second implementation --------------------------------------------------------------------------------
 
+# Of the published code: the noise network's activation, and the width of its time features.
+VERSIONS: dict[str, tuple[type[nn.Module], int]] = {"last": (nn.SiLU, 128), "paper": (nn.Mish, 64)}
+versions = pytest.mark.parametrize("version", list(VERSIONS))
+
 
 class PlainNoise(nn.Module):
     """IDQL's LN_Resnet as its paper draws it, over one concatenated input."""
 
-    def __init__(self, state: dict[str, Tensor], blocks: int, dropout: float) -> None:
+    def __init__(self, state: dict[str, Tensor], blocks: int, dropout: float, version: str = "last") -> None:
         super().__init__()
+        act, features = VERSIONS[version]
         self.frequencies = nn.Parameter(state["time.frequencies"].clone())
-        self.time = nn.Sequential(nn.Linear(64, 128), nn.Mish(), nn.Linear(128, 128))
-        self.first, self.last = nn.Linear(ACTIONS + STATES + 128, WIDTH), nn.Linear(WIDTH, ACTIONS)
-        inner = [(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)) for _ in range(blocks)]
-        self.blocks, self.dropout = nn.ModuleList(nn.Sequential(a, b, nn.Mish(), c) for a, b, c in inner), dropout
+        self.time = nn.Sequential(nn.Linear(features, 2 * features), act(), nn.Linear(2 * features, 2 * features))
+        self.first, self.last = nn.Linear(ACTIONS + STATES + 2 * features, WIDTH), nn.Linear(WIDTH, ACTIONS)
+        self.act, self.dropout = act(), dropout
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(WIDTH, eps=1e-6), nn.Linear(WIDTH, 4 * WIDTH), act(), nn.Linear(4 * WIDTH, WIDTH)
+            )
+            for _ in range(blocks)
+        )
         theirs = {"time.1": self.time[0], "time.3": self.time[2], "first": self.first, "last": self.last}
         for i, block in enumerate(self.blocks):
             theirs |= {f"blocks.{i}.norm": block[0], f"blocks.{i}.1": block[1], f"blocks.{i}.3": block[3]}
@@ -57,21 +67,41 @@ class PlainNoise(nn.Module):
         for i, block in enumerate(self.blocks):
             inside = x if kept is None else x * kept[:, i * WIDTH : (i + 1) * WIDTH] / (1 - self.dropout)
             x = x + block(inside)
-        return self.last(F.mish(x))
+        return self.last(self.act(x))
+
+
+class PlainAdamW:
+    """optax.adamw written out: p <- p - rate (m' / (sqrt(v') + 1e-8) + decay p), every parameter alike."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.count = parameters, decay, 0
+        self.m, self.v = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor], rate: float) -> None:
+        self.count += 1
+        for p, m, v, g in zip(self.parameters, self.m, self.v, gradients, strict=True):
+            m.copy_(0.9 * m + 0.1 * g)
+            v.copy_(0.999 * v + 0.001 * g**2)
+            step = m / (1 - 0.9**self.count) / ((v / (1 - 0.999**self.count)).sqrt() + 1e-8)
+            p -= rate * (step + self.decay * p)
 
 
 def plain_chain(width: int, prefix: str, state: dict[str, Tensor]) -> nn.Sequential:
     return small.plain_chain((width, WIDTH, WIDTH, 1), prefix, state)
 
 
-def test_the_noise_network_equals_the_written_out_one() -> None:
-    agent = make(seeds=(0, 1), dropout=0.25, residual_blocks=2)
+@versions
+def test_the_noise_network_equals_the_written_out_one(version: str) -> None:
+    agent = make(seeds=(0, 1), dropout=0.25, residual_blocks=2, idql_version=version)
+    with torch.no_grad():
+        agent.actor.parameters["first.weight"].mul_(1e-3)  # small numbers show what stands beside the variance
     states, actions = torch.randn(2, 6, STATES), torch.randn(2, 6, ACTIONS)
     kept = torch.rand(2, 6, 2 * WIDTH) > 0.25
     condition = agent.actor.state_part(states) + agent.actor.time_part()[:, 3:4]
     whole, dropped = agent.actor.noise(actions, condition), agent.actor.dropping(kept).noise(actions, condition)
     for seed in range(2):
-        plain = PlainNoise(agent.actor.parameters.member_state(seed), blocks=2, dropout=0.25)
+        plain = PlainNoise(agent.actor.parameters.member_state(seed), blocks=2, dropout=0.25, version=version)
         steps = torch.full((6,), 3)
         for ours, mask in ((whole, None), (dropped, kept[seed])):
             expected = plain(actions[seed], states[seed], steps, mask)
@@ -79,16 +109,25 @@ def test_the_noise_network_equals_the_written_out_one() -> None:
     assert not torch.allclose(whole, dropped) and agent.actor.kept is None
 
 
-def test_the_update_equals_a_plain_one_with_dropout_and_decay() -> None:
-    """Three networks, their optimisers and both averages over five steps; the critics take the first 8 rows."""
-    agent = make(num_epochs=1, num_steps_per_epoch=8, learning_rate=3e-3, ema_decay=0.9, tau=0.1)
+@versions
+def test_the_update_equals_a_plain_one_with_dropout_and_decay(version: str) -> None:
+    """Three networks, their optimisers and both averages over five steps.
+
+    In the last version the critics take all rows, the weights decay (here much) and V's states are normalised. In the
+    paper's the critics take the first rows (here 8), and after each step of the policy comes one with gradient zero.
+    """
+    last = version == "last"
+    rows, weight_decay = (ROWS, 0.3) if last else (8, 0.0)
+    own = {"critic_batch_size": 512, "weight_decay": 0.3} if last else {}
+    rates = {"learning_rate": 3e-3, "ema_decay": 0.9, "tau": 0.1}
+    agent = make(num_epochs=1, num_steps_per_epoch=8, idql_version=version, **own, **rates)
     c, state = agent.config, agent.published_state()[0]
-    noise_net, noise_average = (PlainNoise(state["actor"], 3, c.dropout) for _ in range(2))
+    noise_net, noise_average = (PlainNoise(state["actor"], 3, c.dropout, version) for _ in range(2))
     q = [plain_chain(STATES + ACTIONS, f"q{i}_model", state["critic"]) for i in (1, 2)]
     q_target = [plain_chain(STATES + ACTIONS, f"q{i}_model", state["critic"]) for i in (1, 2)]
-    v = plain_chain(STATES, "v_model", state["critic"])
-    actor_optimizer = torch.optim.Adam(noise_net.parameters(), c.learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(actor_optimizer, 8)
+    norm, v_chain = nn.LayerNorm(STATES, eps=1e-6), plain_chain(STATES, "v_model", state["critic"])
+    v = nn.Sequential(norm, v_chain) if last else v_chain
+    actor_optimizer = PlainAdamW(list(noise_net.parameters()), weight_decay)
     q_optimizer = torch.optim.Adam([p for net in q for p in net.parameters()], c.critic_learning_rate)
     v_optimizer = torch.optim.Adam(v.parameters(), c.critic_learning_rate)
     alpha_bar = torch.cumprod(1 - beta_schedule("vp", 5), dim=0).float()
@@ -105,22 +144,26 @@ def test_the_update_equals_a_plain_one_with_dropout_and_decay() -> None:
     rng = torch.Generator().manual_seed(3)
     for k in range(5):
         batch, draws = transitions(k), agent.draw(rng, ROWS)
+        for name in ("states", "next_states"):
+            batch[name] *= 3e-3  # small numbers show what stands beside the variance
         metrics = agent.update(batch, draws)
         states, actions, next_states, rewards, not_dones = (value[0] for value in batch.values())
+        rate = 3e-3 * 0.5 * (1 + math.cos(math.pi * k / 8))
         level = alpha_bar[draws["timesteps"][0]].unsqueeze(1)
         noisy = level.sqrt() * actions + (1 - level).sqrt() * draws["noise"][0]
         predicted = noise_net(noisy, states, draws["timesteps"][0], draws["kept"][0])
         loss = (predicted - draws["noise"][0]).square().sum(dim=1).mean()
         torch.testing.assert_close(metrics["bc_loss"][0], loss.detach(), rtol=1e-4, atol=1e-5)
-        minimise(actor_optimizer, loss)
-        decay.step()
-        follow(noise_average, noise_net, 0.1)
-        x = torch.cat([states, actions], dim=1)[:8]
+        slopes = torch.autograd.grad(loss, actor_optimizer.parameters)
+        for gradients in [slopes] if last else [slopes, [torch.zeros_like(g) for g in slopes]]:
+            actor_optimizer.step(gradients, rate)
+            follow(noise_average, noise_net, 0.1)
+        x = torch.cat([states, actions], dim=1)[:rows]
         with torch.no_grad():
             best = torch.minimum(*(net(x) for net in q_target))
-        minimise(v_optimizer, expectile_loss(best - v(states[:8]), c.expectile).mean())
+        minimise(v_optimizer, expectile_loss(best - v(states[:rows]), c.expectile).mean())
         with torch.no_grad():
-            target = rewards[:8] + c.discount * not_dones[:8] * v(next_states[:8])
+            target = rewards[:rows] + c.discount * not_dones[:rows] * v(next_states[:rows])
         minimise(q_optimizer, sum(F.mse_loss(net(x), target) for net in q))
         for slow, fast in zip(q_target, q, strict=True):
             follow(slow, fast, c.tau)
@@ -130,7 +173,8 @@ def test_the_update_equals_a_plain_one_with_dropout_and_decay() -> None:
         for name, layer in net.names.items():
             torch.testing.assert_close(after[kind][f"{name}.weight"], layer.weight.data, rtol=1e-3, atol=2e-5)
     for prefix, kind, net in (
-        ("v_model", "critic", v),
+        *([("v_norm", "critic", norm)] if last else []),
+        ("v_model", "critic", v_chain),
         ("q1_model", "critic", q[0]),
         ("q2_model", "critic_target", q_target[1]),
     ):
@@ -275,10 +319,22 @@ def test_it_learns_where_the_reward_is() -> None:
 def test_the_settings_are_those_of_the_official_launcher(task: str, expectile: float, reward_tune: str) -> None:
     c = hyperparameters.get("idql", task)
     assert (c.expectile, c.reward_tune) == (expectile, reward_tune)
-    assert (c.batch_size, c.critic_batch_size, c.num_epochs * c.num_steps_per_epoch) == (512, 256, 3 * 10**6)
+    assert (c.batch_size, c.critic_batch_size, c.num_epochs * c.num_steps_per_epoch) == (512, 512, 3 * 10**6)
+    assert (c.activation, 2 * c.time_frequencies, c.weight_decay, c.value_norm) == ("swish", 128, 1e-4, True)
+    assert not c.empty_step
     assert (c.learning_rate, c.critic_learning_rate, c.tau, c.ema_decay) == (3e-4, 3e-4, 0.005, 0.999)
     assert (c.diffusion_steps, c.beta_schedule, c.residual_blocks, c.dropout) == (5, "vp", 3, 0.1)
     assert (c.action_candidates, c.greedy_action, c.lr_decay) == (64, True, True)
+
+
+def test_the_papers_version_is_one_switch_and_a_flag_goes_before_it() -> None:
+    c, found = hyperparameters.resolve("idql", "walker2d-medium-v2", {"idql_version": "paper", "weight_decay": 1e-3})
+    assert (c.batch_size, c.critic_batch_size, c.num_epochs * c.num_steps_per_epoch) == (2048, 256, 15 * 10**5)
+    assert (c.activation, 2 * c.time_frequencies, c.weight_decay, c.value_norm) == ("mish", 64, 1e-3, False)
+    assert c.empty_step and c.reward_tune == "iql_returns"
+    assert found["num_epochs"] == (1500, "idql_version paper") and found["weight_decay"] == (1e-3, "command line")
+    with pytest.raises(ValueError, match="idql_version must be last or paper, not 'first'"):
+        hyperparameters.get("idql", "walker2d-medium-v2", idql_version="first")
 
 
 def test_initial_weights_are_flaxs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from scipy import stats
 
 import hyperparameters
@@ -583,9 +585,43 @@ def test_long_names_stay_inside_the_figure_and_leave_the_panels_their_room(tmp_p
         plt.close(figure)
 
 
-def test_methods_differ_without_colour():
-    looks = [(str(figures.style(k)["linestyle"]), figures.style(k)["marker"]) for k in range(35)]
-    assert len(set(looks)) == 35
+def test_every_method_has_a_look_of_its_own():
+    looks = [figures.style(algo) for algo in hyperparameters.CONFIGS]
+    for part in ("color", "marker"):
+        assert len({look[part] for look in looks}) == len(looks) == 14
+    variants = [figures.style("diffcps", k) for k in range(10)]
+    assert len({(str(look["linestyle"]), look["fillstyle"]) for look in variants}) == 10
+    assert {(look["color"], look["marker"]) for look in variants} == {("#000000", "o")}
+
+
+def test_a_few_short_names_stand_beside_their_lines_and_apart(tmp_path):
+    for number, algo in enumerate(("diffcps", "diffusion_ql", "dtql")):
+        make_run(tmp_path, [10.0, 20.0 + number / 10], algo=algo)
+    figure = figures.learning_curves(group(found(tmp_path)), "title")
+    figure.canvas.draw()
+    labels = {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}  # without the threads
+    assert sorted(labels) == ["diffcps", "diffusion_ql", "dtql"] and not figure.legends
+    boxes = sorted(labels.values(), key=lambda box: box.y0)
+    assert all(one.y1 <= other.y0 for one, other in itertools.pairwise(boxes))
+    panel = figure.axes[0].get_window_extent()
+    assert all(panel.x1 < box.x0 and box.x1 <= figure.bbox.x1 for box in boxes) and panel.width > 2 * figure.dpi
+    plt.close(figure)
+
+
+def test_profiles_compare_methods_on_the_tasks_that_all_have(tmp_path):
+    for seed in (0, 1):
+        for env_name, algos in (("hopper-medium-v2", ("diffcps", "dtql")), ("walker2d-medium-v2", ("diffcps",))):
+            for algo in algos:
+                make_run(tmp_path, [10.0 if env_name.startswith("hopper") else 90.0], algo=algo, env_name=env_name,
+                         seed=seed)  # fmt: skip
+    cells = group(found(tmp_path))
+    figure = figures.performance_profiles(cells, Choice(), "data")
+    for line in figure.axes[0].lines:  # walker2d's 90 % are in neither
+        assert np.interp([5, 50], *line.get_xydata().T).tolist() == [1, 0]
+    assert figure.axes[0].get_title() == "data, 1 task"
+    apart = [cell for cell in cells if (cell.algo, cell.env_name) != ("diffcps", "hopper-medium-v2")]
+    assert figures.performance_profiles(apart, Choice(), "data") is None
+    plt.close(figure)
 
 
 def test_figures_show_the_numbers(tmp_path):

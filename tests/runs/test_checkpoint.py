@@ -250,6 +250,22 @@ def test_seeds_of_different_runs_are_not_mixed(tmp_path: Path) -> None:
         continued(folders)
 
 
+def test_a_seed_that_is_set_back_is_said(tmp_path: Path) -> None:
+    """Seeds 0 and 2 were trained on without seed 1; all have step 10."""
+    folders = seeds(tmp_path)
+    save_at(folders, 10)
+    save_at([folders[0]], 20)
+    save_at([folders[2]], 30)
+    with pytest.warns(UserWarning) as seen:
+        assert continued(folders) == 10
+    assert [str(warning.message) for warning in seen] == [
+        "seed_0 goes back from step 20; seed_2 goes back from step 30; continuing from step 10"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert continued(folders) == 10
+
+
 def test_another_agents_checkpoint_is_one_line(tmp_path: Path) -> None:
     folders = seeds(tmp_path)
     save_at(folders, 10)
@@ -359,3 +375,39 @@ def test_300_flipped_bits_of_a_runs_checkpoint(tmp_path: Path) -> None:
         content[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         assert not survives(bytes(content), path, original)
     assert survives(whole, path, original)
+
+
+# --- Published weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.ones(2)],
+        torch.ones(2),
+        {0: torch.ones(2)},
+        {"weight": torch.ones(2, device="meta")},
+        {"weight": torch.eye(2).to_sparse()},
+        {"weight": torch.ones(2, dtype=torch.complex64)},
+        {"weight": {"nested": torch.ones(2)}},
+        {"weight": "text"},
+        3.0,
+    ],
+)
+def test_published_weights_of_another_form_are_one_line(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "actor.pth")
+    pair = f"actor={tmp_path / 'actor.pth'}"
+    with pytest.raises(UserError, match=r"--load_published actor=.*: the file does not hold weights by name"):
+        checkpoint.load_named([pair], {"actor": {"weight": torch.ones(2)}})
+
+
+def test_a_published_number(tmp_path: Path) -> None:
+    known = {"lambda": torch.ones(1)}
+    pair = f"lambda={tmp_path / 'lambda.pth'}"
+    for content in (2.0, torch.tensor(2.0), torch.tensor([2.0])):
+        torch.save(content, tmp_path / "lambda.pth")
+        assert float(checkpoint.load_named([pair], known)["lambda"]) == 2.0
+    for other in ({"weight": torch.ones(1)}, torch.ones(2), torch.ones(1, device="meta"), "2"):
+        torch.save(other, tmp_path / "lambda.pth")
+        with pytest.raises(UserError, match="does not hold a number"):
+            checkpoint.load_named([pair], known)

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from tests.runs.test_full_disk import files_end_at
+from utils.errors import UserError
 from utils.runs.log import CsvFile, SeedLog
 from utils.runs.reading import read_metrics
 
@@ -55,15 +56,17 @@ def test_half_an_event_does_not_hide_those_after_it(tmp_path: Path) -> None:
     assert [event.value for event in events.Scalars("losses/critic_loss")] == [1.25, 2.5]
 
 
-def test_a_file_keeps_the_header_that_it_has(tmp_path: Path) -> None:
+def test_rows_are_appended_and_another_header_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"step,loss\r\n1,2\r\n")
-    file = CsvFile(tmp_path / "a.csv", ("step", "loss", "event"))
-    file.rows([{"step": 2, "loss": 3, "event": ""}])
+    file = CsvFile(tmp_path / "a.csv", ("step", "loss"))
+    file.rows([{"step": 2, "loss": 3}])
     assert file.sync() == len(b"step,loss\r\n1,2\r\n2,3\r\n")
     file.close()
-    assert (tmp_path / "a.csv").read_bytes() == b"step,loss\r\n1,2\r\n2,3\r\n"
     with pytest.raises(ValueError, match="closed"):
         file.rows([{"step": 3}])
+    with pytest.raises(UserError, match=r"a.csv has other columns \(step, loss\) than this version writes"):
+        CsvFile(tmp_path / "a.csv", ("step", "loss", "event"))
+    assert (tmp_path / "a.csv").read_bytes() == b"step,loss\r\n1,2\r\n2,3\r\n"
 
 
 def test_a_disk_that_refuses_events_costs_one_warning_and_no_row(

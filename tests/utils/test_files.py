@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from utils.files import atomic_write, first_line
+from utils.files import atomic_write, first_line, print_any_text
 
 
 def test_bytes_and_text_are_written_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -43,3 +44,11 @@ def test_a_link_where_the_temporary_file_goes_is_not_followed(tmp_path: Path) ->
 def test_the_first_line_of_an_error() -> None:
     assert first_line(ValueError("\n one\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
+
+
+def test_any_text_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    print_any_text()
+    print("λ in /d\udcff", flush=True)
+    assert shown.getvalue() == b"\\u03bb in /d\\udcff\n"

@@ -1,10 +1,11 @@
-"""Learning curves, performance profiles, lambda and the KL term: told apart by line and marker, not by colour alone."""
+"""Learning curves, performance profiles, lambda and the KL term: told apart by marker and line, not by colour alone."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -23,29 +24,37 @@ from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, performance_profile, resample
 from utils.report.tables import Choice
 
-# Colours (Okabe and Ito) from dark to light, so that a grey print keeps an order; lines and markers carry the rest.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+matplotlib.rcParams["pdf.fonttype"] = 42  # fonts that journals take and editors can edit
+# One colour and one marker for each method, everywhere. The first seven colours are Okabe and Ito's.
+METHODS = {
+    "diffcps": ("#000000", "o"), "diffusion_ql": ("#0072B2", "s"), "dtql": ("#D55E00", "^"),
+    "diffusion_bc": ("#009E73", "D"), "iql": ("#CC79A7", "v"), "idql": ("#E69F00", "P"), "qgpo": ("#56B4E9", "X"),
+    "sfbc": ("#6A3D9A", "<"), "cql": ("#8C510A", ">"), "td3_bc": ("#7F7F7F", "p"), "awr": ("#B8A200", "h"),
+    "bc": ("#8FD14F", "d"), "bcq": ("#C51B4A", "*"), "bear": ("#00504A", "8"),
+}  # fmt: skip
+OTHER = ("#A0A0C0", "H")  # an algorithm that is not of this project
 _LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-COLUMNS = 3
+COLUMNS, LABELS, LETTERS = (
+    3,
+    6,
+    28,
+)  # panels side by side; lines of a panel, and letters each, that labels have room for
 THRESHOLDS = np.linspace(0, 120, 241)
 
 
-def style(number: int) -> dict[str, object]:
-    """Line style of method `number`: the first 35 differ in line or marker, whatever their colour."""
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "linestyle": _LINES[number % len(_LINES)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 4,
-        "linewidth": 1.4,
-    }
+def style(algo: str, variant: int = 0) -> dict[str, Any]:
+    """Colour and marker of an algorithm; the first ten variants of its settings differ in line or in filled markers."""
+    colour, marker = METHODS.get(algo, OTHER)
+    line, filled = _LINES[variant % len(_LINES)], variant // len(_LINES) % 2 == 0
+    return {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "linestyle": line,
+            "fillstyle": "full" if filled else "none"}  # fmt: skip
 
 
-def _every(points: int, look: dict[str, object]) -> dict[str, object]:
+def _every(points: int, look: dict[str, Any]) -> dict[str, Any]:
     """`look` with about eight markers, those of each method elsewhere, so that curves on each other can be told."""
     spacing = max(1, points // 8)
-    return {**look, "markevery": (_MARKERS.index(str(look["marker"])) * spacing // len(_MARKERS), spacing)}
+    markers = [marker for _, marker in METHODS.values()] + [OTHER[1]]
+    return {**look, "markevery": (markers.index(look["marker"]) * spacing // len(markers), spacing)}
 
 
 def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
@@ -62,14 +71,14 @@ def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> It
 
 
 _CAPTIONS = {
-    "learning_curves": "Mean normalised score over seeds; shaded: 95 % bootstrap interval of that mean (two seeds or "
-    "more).",
-    "sensitivity": "Mean normalised score over seeds against a setting; bars: 95 % bootstrap interval of that mean (two"
-    " seeds or more).",
+    "learning_curves": "Mean normalised score over seeds; shaded: 95 % bootstrap interval of that mean, which with two "
+    "or three seeds reaches from the least to the largest.",
+    "sensitivity": "Mean normalised score over seeds against a setting; bars: 95 % bootstrap interval of that mean, "
+    "which with two or three seeds reaches from the least to the largest.",
     "constraint": "DiffCPS's multiplier lambda (above) and its denoising loss against the bound kappa (below); mean "
     "over seeds, shaded: from the least to the largest seed.",
-    "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold; shaded: 95 % stratified "
-    "bootstrap interval.",
+    "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold, on the tasks that all "
+    "of the methods have; shaded: 95 % stratified bootstrap interval.",
 }
 
 
@@ -88,7 +97,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
-    """Score over gradient steps, a panel a task; None where no seed group shares an evaluation."""
+    """Score over gradient steps, a panel per task; None where no seed group shares an evaluation."""
     curves = {id(cell): curve(cell) for cell in cells}
     drawn = [cell for cell in cells if len(curves[id(cell)])]
     if not drawn:
@@ -96,7 +105,7 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
     figure, panels = _panels(drawn, title)
     for cell in drawn:
         axes, steps, scores = panels[cell.env_name], curves[id(cell)].index, curves[id(cell)].to_numpy()
-        look = style(_number(drawn, cell))
+        look = _look(drawn, cell)
         axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), **_every(len(steps), look))
         if scores.shape[1] > 1:
             low, high = np.transpose([_mean_interval(row) for row in scores])
@@ -104,32 +113,33 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
     for axes in panels.values():
         axes.set_ylabel("normalised score [%]")
         low, high = axes.get_ylim()
+        axes.set_ylim(low := min(0, low), high)  # from 0, so that no difference looks larger than it is
         if high - low < 1:  # a score that stays the same, such as 0 in a maze: no axis of hundredths
             axes.set_ylim(low - 1, high + 1)
     return _finish(figure, panels)
 
 
 def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str) -> Figure | None:
-    """Score against the values of `setting`, evenly spaced, a line a task and whatever else was changed; None where
+    """Score against the values of `setting`, evenly spaced, a line per task and whatever else was changed; None where
     no line has two values."""
-    lines: dict[str, list[tuple[float, np.ndarray]]] = {}
+    lines: dict[tuple[str, str], list[tuple[float, np.ndarray]]] = {}
     for cell in cells:
         scores = choice.scores(cell, choice.protocol)
         if scores is not None and isinstance(cell.runs[0].settings.get(setting), int | float):
             others = [f"{name}={value}" for name, value in sorted(cell.changed.items()) if name != setting]
             line = f"{cell.env_name} ({' '.join([cell.algo, *others])})"
-            lines.setdefault(literal(line), []).append((cell.runs[0].settings[setting], scores))
+            lines.setdefault((cell.algo, literal(line)), []).append((cell.runs[0].settings[setting], scores))
     lines = {name: points for name, points in lines.items() if len({value for value, _ in points}) > 1}
     if not lines:
         return None
     values = sorted({value for points in lines.values() for value, _ in points})
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    for number, (name, points) in enumerate(lines.items()):
+    for number, ((algo, name), points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0])
         means = np.array([scores.mean() for _, scores in points])
         low, high = np.transpose([_mean_interval(scores) for _, scores in points])
         axes.errorbar([values.index(value) for value, _ in points], means, [means - low, high - means], label=name,
-                      capsize=2, **style(number))  # fmt: skip
+                      capsize=2, **style(algo, number))  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set_xlabel(setting)
     axes.set_ylabel(f"normalised score [%] ({choice.protocol})")
@@ -155,13 +165,13 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
     tasks = list(dict.fromkeys(cell.env_name for cell in drawn))
     columns = min(COLUMNS, len(tasks))
     blocks = -(-len(tasks) // columns)
-    size = (0.6 + 3.8 * columns, 0.5 + 4.8 * blocks)
+    size = (0.6 + 4.4 * columns, 0.5 + 4.8 * blocks)
     figure, grid = plt.subplots(2 * blocks, columns, figsize=size, squeeze=False)
     pairs = {task: grid[2 * (k // columns) : 2 * (k // columns) + 2, k % columns] for k, task in enumerate(tasks)}
     for spare in grid[-2:, (len(tasks) - 1) % columns + 1 :].ravel():
         spare.set_visible(False)
     for cell in drawn:
-        look = style(_number(drawn, cell))
+        look = _look(drawn, cell)
         for axes, name in zip(pairs[cell.env_name], ("lambda", "kl_loss"), strict=True):
             values = _metric(cell, name)
             axes.plot(values.index, values.mean(axis=1), label=_name(drawn, cell), **_every(len(values), look))
@@ -196,28 +206,30 @@ def literal(text: str) -> str:
 
 
 def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> Figure | None:
-    """A line a method over all of its tasks; None where no method has two runs."""
+    """A line per method over the tasks that all of them have; None where there is none, or no method has two runs."""
+    scored = [(cell, s) for cell in cells if (s := choice.scores(cell, choice.protocol)) is not None]
+    methods = {cell.method: cell.algo for cell, _ in scored}
+    shared = {cell.env_name for cell, _ in scored}
+    for method in methods:
+        shared &= {cell.env_name for cell, _ in scored if cell.method == method}
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    for number, method in enumerate(methods):
-        scores = [
-            s for cell in cells if cell.method == method and (s := choice.scores(cell, choice.protocol)) is not None
-        ]
-        if sum(map(len, scores)) < 2:
+    for method, algo in methods.items():
+        scores = [s for cell, s in scored if cell.method == method and cell.env_name in shared]
+        if (runs := sum(map(len, scores))) < 2:
             continue
-        runs, look = sum(map(len, scores)), style(number)
+        look = style(algo, [m for m, a in methods.items() if a == algo].index(method))
         axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post",
                   label=literal(f"{method} ({runs} runs)"), **_every(len(THRESHOLDS), look))  # fmt: skip
         if all(len(task) > 1 for task in scores):
             draws = performance_profile(resample(scores, np.random.default_rng(0), 1000), THRESHOLDS)
-            axes.fill_between(THRESHOLDS, *np.quantile(draws, [0.025, 0.975], axis=0), color=look["color"], alpha=0.15,
-                              step="post", linewidth=0)  # fmt: skip
+            low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+            axes.fill_between(THRESHOLDS, low, high, color=look["color"], alpha=0.15, step="post", linewidth=0)
     if not axes.lines:
         plt.close(figure)
         return None
     axes.set_xlabel(f"threshold τ, normalised score [%] ({choice.protocol})")
     axes.set_ylabel("share of runs above τ")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(f"{title}, {len(shared)} task{'s' if len(shared) > 1 else ''}", fontsize=9)
     return _finish(figure, {0: axes})
 
 
@@ -225,11 +237,11 @@ def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> F
 
 
 def _panels(cells: Sequence[Cell], title: str) -> tuple[Figure, dict[object, Axes]]:
-    """A grid of axes, one a task."""
+    """A grid of axes, one per task."""
     tasks = list(dict.fromkeys(cell.env_name for cell in cells))
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(0.6 + 3.8 * columns, 0.5 + 2.8 * rows), squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(0.6 + 4.4 * columns, 0.5 + 2.8 * rows), squeeze=False)
     for spare in grid.ravel()[len(tasks) :]:
         spare.set_visible(False)
     panels: dict[object, Axes] = dict(zip(tasks, grid.ravel(), strict=False))
@@ -240,9 +252,10 @@ def _panels(cells: Sequence[Cell], title: str) -> tuple[Figure, dict[object, Axe
     return figure, panels
 
 
-def _number(cells: Sequence[Cell], cell: Cell) -> int:
-    """A method's place in the legend: the same in all panels of a figure."""
-    return list(dict.fromkeys(_name(cells, other) for other in cells)).index(_name(cells, cell))
+def _look(cells: Sequence[Cell], cell: Cell) -> dict[str, Any]:
+    """A method's style: the same in all panels of a figure."""
+    names = dict.fromkeys(_name(cells, other) for other in cells if other.algo == cell.algo)
+    return style(cell.algo, list(names).index(_name(cells, cell)))
 
 
 def _name(cells: Sequence[Cell], cell: Cell) -> str:
@@ -252,17 +265,24 @@ def _name(cells: Sequence[Cell], cell: Cell) -> str:
 
 
 def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts: bool = True) -> Figure:
-    """Grids, and one legend below all panels."""
-    found: dict[str, object] = {}
+    """Grids, and the names of the lines: beside them where there is room, else in one legend below all panels."""
+    found: dict[str, Any] = {}
     for axes in panels.values():
         axes.grid(alpha=0.3, linewidth=0.5)
         axes.tick_params(labelsize=8, which="both")
-        axes.xaxis.label.set_size(9)
-        axes.yaxis.label.set_size(9)
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
         if counts:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
+    figure.set_layout_engine("constrained")
+    if max(map(len, found)) <= LETTERS and all(
+        len(axes.get_legend_handles_labels()[1]) <= LABELS for axes in panels.values()
+    ):
+        for axes in panels.values():
+            _label_lines(axes)
+        return figure
     room = int(figure.get_figwidth() * 14)  # letters of this size side by side; a line's sample takes some 6
     fits = [n for n in (3, 2) if n <= len(found) and max(map(len, found)) <= room // n - 6]
     labels = [textwrap.fill(label, room - 6) for label in found]
@@ -270,5 +290,22 @@ def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts
     lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 3))  # the panels keep their height
     figure.legend(list(found.values()), labels, loc="outside lower center", ncols=columns, fontsize=8)
-    figure.set_layout_engine("constrained")
     return figure
+
+
+def _label_lines(axes: Axes, gap: float = 0.075) -> None:
+    """Each line's name at the right, at the height of its end or as near as the others let it."""
+    limits = np.transpose([axes.get_xlim(), axes.get_ylim()])
+    low, high = axes.transScale.transform(limits)
+    ends = []
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        line: Any = handle[0] if isinstance(handle, tuple) else handle  # of an error bar
+        place = (axes.transScale.transform(line.get_xydata()[-1:])[0] - low) / (high - low)
+        ends.append((np.clip(np.nan_to_num(place), 0, 1).tolist(), label, line.get_color()))
+    ends.sort(key=lambda one: one[0][1])
+    height = -gap
+    for k, (end, label, colour) in enumerate(ends):
+        height = min(max(end[1], height + gap), 1 - gap * (len(ends) - 1 - k))
+        thread = {"arrowstyle": "-", "color": colour, "linewidth": 0.6}
+        axes.annotate(label, end, (1.03, height), xycoords="axes fraction", color=colour, fontsize=8, va="center",
+                      annotation_clip=False, arrowprops=thread)  # fmt: skip

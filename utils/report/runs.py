@@ -184,20 +184,20 @@ def read_runs(places: Iterable[Path | str], labels: Labels | None = None, by: Se
     """Every run at or below `places` as one frame, a row per episode.
 
     Columns: data, task, algorithm, method (the algorithm and what was changed), steps (that the run was asked for),
-    seed, run (its number), step, episode, return, score, length, unstable, loss, top_k. A run that cannot be read
-    costs a warning. Raises UserError where there is none.
+    seed, run (its number), step, episode, return, score (normalised, in percent), length, unstable, loss (mean loss on
+    the data's actions since the evaluation before), top_k (the run's rank for the offline selection). A run that cannot
+    be read costs a warning. Raises UserError where there is none.
     """
     runs, notes = find_runs([Path(place) for place in places], labels or Labels())
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return pd.concat(
-        [
-            run.episodes.assign(data=run.label, task=run.env_name, algorithm=run.algo, method=method_name(run, by),
-                                steps=run.total_steps, seed=run.seed, run=number, top_k=run.settings.get("top_k", 0))
-            for number, run in enumerate(runs)
-        ],
-        ignore_index=True,
-    )  # fmt: skip
+    frames = [
+        run.episodes.assign(data=run.label, task=run.env_name, algorithm=run.algo, method=method_name(run, by),
+                            steps=run.total_steps, seed=run.seed, run=number, top_k=run.settings.get("top_k", 0))
+        for number, run in enumerate(runs)
+    ]  # fmt: skip
+    names = ["data", "task", "algorithm", "method", "steps", "seed", "run"]
+    return pd.concat(frames, ignore_index=True)[[*names, *list(NUMBERS)[1:], "top_k"]]
 
 
 def find_runs(places: Iterable[Path], labels: Labels) -> tuple[list[SeedRun], list[str]]:

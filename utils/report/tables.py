@@ -272,7 +272,8 @@ def _iqm(label: str, rows: pd.DataFrame) -> Table:
     names = rows.drop_duplicates("row").set_index("row")[["task", "method", "seeds"]]
     table = names.join(_by_protocol(rows, texts))
     notes = ["In brackets the 95 % percentile interval of the stratified bootstrap (5,000 draws) over runs; "
-             "none for a single seed. With 2 or 3 runs the IQM is the mean.", BEST_NOTE]  # fmt: skip
+             "none for a single seed. With 2 or 3 runs the IQM is their mean, and the interval no more than the least "
+             "and the largest of them.", BEST_NOTE]  # fmt: skip
     return Table(
         f"Interquartile means, data: {label}", list(map(str, table.columns)), table.to_numpy().tolist(), notes, names=3
     )

@@ -19,7 +19,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -145,11 +145,16 @@ def save_published(folders: Sequence[Path], states: Sequence[Mapping[str, Any]],
 # --- Reading ----------------------------------------------------------------------------------------------
 
 
-def load_newest_common(folders: Sequence[Path], owners: Sequence[Owner]) -> list[dict[str, Any]] | None:
+def load_newest_common(
+    folders: Sequence[Path],
+    owners: Sequence[Owner],
+    check: Callable[[Path, dict[str, Any]], None] = lambda folder, state: None,
+) -> list[dict[str, Any]] | None:
     """Every seed's state at the newest step that all have; None where no seed has a checkpoint.
 
-    Damaged files are passed over, with a warning. What was chosen is the current checkpoint afterwards. Raises
-    UserError where some seeds have none that can be read, there is no step common to all, or one is of another run.
+    Damaged files are passed over, and seeds that are further set back, with a warning. What was chosen is the current
+    checkpoint afterwards. check: called with each folder and its state before anything changes. Raises UserError where
+    some seeds have none that can be read, there is no step common to all, or one is of another run.
     """
     reasons: dict[Path, str] = {}
     found = [_readable(folder, reasons, owner) for folder, owner in zip(folders, owners, strict=True)]
@@ -160,11 +165,23 @@ def load_newest_common(folders: Sequence[Path], owners: Sequence[Owner]) -> list
             return None
         _refuse(folders, found, reasons)
     step = max(common)
-    for reason in reasons.values():
-        warnings.warn(f"{reason}; continuing from step {step}", stacklevel=2)
     for folder, states in zip(folders, found, strict=True):
-        _settle(folder, states[step][0])
+        check(folder, states[step][1])
+    ahead = [line for pair in zip(folders, found, strict=True) for line in _set_back(*pair, step)]
+    if reasons or ahead:
+        warnings.warn(f"{'; '.join([*reasons.values(), *ahead])}; continuing from step {step}", stacklevel=2)
+    try:
+        for folder, states in zip(folders, found, strict=True):
+            _settle(folder, states[step][0])
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from error
     return [states[step][1] for states in found]
+
+
+def _set_back(folder: Path, states: Mapping[int, tuple[str, Any]], step: int) -> list[str]:
+    """A line where a seed is further; a file that has not taken its name is what a kill left, and no news."""
+    further = [found for found, (name, _) in states.items() if name != TEMPORARY and found > step]
+    return [f"{folder.name} goes back from step {max(further)}"] if further else []
 
 
 def saved_steps(folder: Path) -> set[int]:
@@ -229,7 +246,7 @@ def load(path: Path) -> dict[str, Any]:
         int(state["agent"]["step"])
     except (TypeError, LookupError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this project") from error
-    if not _has_seal(path.read_bytes()):
+    if not is_ours(path):
         raise UserError(f"{path} has lost the SHA-256 that it was written with: something else wrote it since")
     return state
 
@@ -254,8 +271,12 @@ def load_weights(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as a file of weights, damaged or none at all ({reason})") from error
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file has the seal of those that this project writes. Raises OSError."""
+    return path.is_file() and _has_seal(path.read_bytes())
+
+
 def _has_seal(content: bytes) -> bool:
-    """Whether this project wrote these bytes; others' published weights have none."""
     return content[-_SEAL_BYTES:].startswith(_SEAL)
 
 
@@ -264,18 +285,43 @@ def _seal_holds(content: bytes) -> bool:
     return seal[len(_SEAL) :] == hashlib.sha256(archive).hexdigest().encode()
 
 
-def load_named(pairs: Sequence[str], known: Iterable[str]) -> dict[str, Any]:
-    """NAME=FILE pairs as weights by name. Raises UserError for another form or a name not in `known`, or as
-    `load_weights`."""
-    named, known = {}, list(known)
+def load_named(pairs: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """NAME=FILE pairs as weights by name.
+
+    known: what the agent has under each name, a network's weights or a single number. Raises UserError for another
+    form, a name not in `known`, a file that holds something else, or as `load_weights`.
+    """
+    named = {}
     for pair in pairs:
         name, separator, file = pair.partition("=")
         if not separator:
             raise UserError(f"weights are given as NAME=FILE, such as actor=actor_50.pth, not {pair!r}")
         if name not in known:
             raise UserError(f"--load_published {pair}: this algorithm has no {name!r}; it takes {', '.join(known)}")
-        named[name] = load_weights(Path(file))
+        weights = load_weights(Path(file))
+        network = isinstance(known[name], Mapping)
+        if not (_is_network(weights) if network else _is_number(weights)):
+            wanted = "weights by name, each an ordinary tensor" if network else "a number"
+            raise UserError(f"--load_published {pair}: the file does not hold {wanted}")
+        named[name] = weights
     return named
+
+
+def _is_network(weights: Any) -> bool:
+    return isinstance(weights, Mapping) and all(isinstance(k, str) and _is_plain(v) for k, v in weights.items())
+
+
+def _is_number(weights: Any) -> bool:
+    return isinstance(weights, float | int) or (_is_plain(weights) and weights.numel() == 1)
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether it is a tensor with numbers, of a kind that is copied into a network's."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+    )
 
 
 # --- The seeds axis -----------------------------------------------------------------------------------------

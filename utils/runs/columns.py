@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 SCORE_TAG = "evaluation/normalized_score"
+METRICS_FILE, EVALUATIONS_FILE = "metrics.csv", "evaluations.csv"
 EVALUATION_COLUMNS = ("step", "episode", "return", "normalized_score", "length", "unstable")
+METRICS_BEGIN, METRICS_END = ("step",), ("steps_per_s", "event")  # around an algorithm's own columns
 
 STOPPED, RUNAWAY = "stopped", "runaway"  # how an event in metrics.csv begins

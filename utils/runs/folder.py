@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -15,12 +14,15 @@ import torch
 
 from utils.errors import UserError
 from utils.runs import checkpoint
+from utils.runs.columns import EVALUATION_COLUMNS, EVALUATIONS_FILE, METRICS_BEGIN, METRICS_END, METRICS_FILE
 from utils.runs.log import write_json
-from utils.runs.reading import read_config
+from utils.runs.reading import read_config, read_evaluations, read_header, read_metrics
 
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # Any of these says that a folder holds a run.
-LEFT = ("config.json", "metrics.csv", "evaluations.csv", checkpoint.CURRENT, checkpoint.PREVIOUS)
+LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE, "config.json")
+# What else a run leaves there, and experiments beside it.
+BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", ".*.part")
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
 
@@ -72,9 +74,11 @@ def prepare_folders(
     """Make the seeds' folders and write their `config.json`; the states to continue from, with the logs cut back to
     their moment, or None where the run begins.
 
-    A run that was stopped before its first checkpoint starts anew when it is resumed. Raises UserError where a folder
-    holds a run and neither `resume` nor `overwrite` was asked for, where the resumed run's settings differ in what
-    would change its numbers, or as `checkpoint.load_newest_common`.
+    A run that was stopped before its first evaluation and checkpoint starts anew when it is resumed. Raises UserError,
+    with nothing changed, where a folder holds a run and neither `resume` nor `overwrite` was asked for, where there
+    are evaluations and no checkpoint to continue from, where the resumed run's settings differ in what would change
+    its numbers, where its logs are not those that the checkpoint was written with, or as
+    `checkpoint.load_newest_common`.
     """
     held = [folder for folder in folders if any((folder / name).exists() for name in LEFT)]
     if held and not (resume or overwrite):
@@ -84,17 +88,23 @@ def prepare_folders(
         for folder, config in zip(folders, configs, strict=True):
             if folder in held:
                 _check_same(folder, config)
-        states = checkpoint.load_newest_common(folders, [owner(config) for config in configs])
+        owners = [owner(config) for config in configs]
+        states = checkpoint.load_newest_common(folders, owners, check_logs)
+        for folder in held if states is None else ():
+            if _has_rows(folder / EVALUATIONS_FILE):
+                raise UserError(f"{folder} has evaluations and no checkpoint to continue from; use --overwrite to "
+                                "start anew, or another --dir")  # fmt: skip
     try:
         for folder, config in zip(folders, configs, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
             if states is None:
                 _discard(folder)
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config)
+        for folder, state in zip(folders, states or (), strict=states is not None):
+            for name, size in state["logs"].items():
+                os.truncate(folder / name, size)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    for folder, state in zip(folders, states or (), strict=states is not None):
-        truncate_logs(folder, state["logs"])
     return states
 
 
@@ -104,12 +114,13 @@ def owner(config: Mapping[str, Any]) -> checkpoint.Owner:
 
 
 def _discard(folder: Path) -> None:
-    """Delete a folder, under another name: a kill meanwhile leaves no half of it where a run belongs."""
-    doomed = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Delete what a run left in its folder, and nothing else; the checkpoints first, which the rest is worth."""
+    for pattern in (*LEFT, *BESIDE):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for path in folder.glob("*.pth"):  # weights under the published names, which may also be somebody's own
+        if checkpoint.is_ours(path):
+            path.unlink()
 
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
@@ -130,11 +141,32 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")
 
 
-def truncate_logs(folder: Path, positions: Mapping[str, int]) -> None:
-    """Cut each CSV file back to the length it had when the checkpoint was written."""
-    for name, size in positions.items():
+def check_logs(folder: Path, state: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder's logs do not begin with what they held when the checkpoint was written."""
+    sizes = state.get("logs")
+    if not isinstance(sizes, dict) or set(sizes) != {METRICS_FILE, EVALUATIONS_FILE}:
+        raise UserError(f"the checkpoint in {folder} does not say how long {METRICS_FILE} and {EVALUATIONS_FILE} were")
+    for name, size in sizes.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size < size:
+        if not isinstance(size, int) or not path.is_file() or not 0 <= size <= path.stat().st_size:
             raise UserError(f"{path} is shorter than when its checkpoint was written; use --overwrite to start anew")
-        with open(path, "r+b") as file:
-            file.truncate(size)
+        header = tuple(read_header(path))
+        ours = header == EVALUATION_COLUMNS
+        if name == METRICS_FILE:
+            ours = header[: len(METRICS_BEGIN)] == METRICS_BEGIN and header[-len(METRICS_END) :] == METRICS_END
+        if not ours:
+            raise UserError(f"{path} begins with other columns than a run's; use --overwrite to start anew")
+        with open(path, "rb") as file:
+            if not file.read(size).endswith(b"\n"):
+                raise UserError(f"{path} has no row that ends where its checkpoint was written; use --overwrite to "
+                                "start anew")  # fmt: skip
+    read_metrics(folder / METRICS_FILE, sizes[METRICS_FILE])
+    read_evaluations(folder / EVALUATIONS_FILE, sizes[EVALUATIONS_FILE])
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether a CSV file has more than its header."""
+    try:
+        return len(path.read_bytes().splitlines()) > 1
+    except OSError:
+        return False

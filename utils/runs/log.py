@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, first_line
-from utils.runs.columns import EVALUATION_COLUMNS, SCORE_TAG
+from utils.runs.columns import EVALUATION_COLUMNS, EVALUATIONS_FILE, METRICS_BEGIN, METRICS_END, METRICS_FILE, SCORE_TAG
+from utils.runs.reading import read_header
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -30,7 +31,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 class CsvFile:
     """A CSV file that grows by whole rows, or where the disk refuses, stays as it was. Nothing is kept in memory.
 
-    A file that is there keeps its header, and values that this has no column for are left out.
+    Raises UserError where a file is there with other columns.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -39,16 +40,19 @@ class CsvFile:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  open as long as the run
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            header = next(csv.reader(file), None)
-        self._columns = header or list(columns)
-        if header is None:
+        self._columns = list(columns)
+        header = read_header(path)
+        if not header:
             self.rows([dict(zip(columns, columns, strict=True))])
+        elif header != self._columns:
+            self.close()
+            raise UserError(f"{path} has other columns ({', '.join(header)}) than this version writes "
+                            f"({', '.join(columns)}); use --overwrite to start anew")  # fmt: skip
 
     def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows, all or none. Raises UserError where the disk refuses."""
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self._columns, extrasaction="ignore").writerows(rows)
+        csv.DictWriter(text, self._columns).writerows(rows)
         piece = text.getvalue().encode("utf-8", "backslashreplace")
         end, done = self._file.tell(), 0
         try:
@@ -107,7 +111,7 @@ class Board:
     def _softly(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # TensorBoard takes no path that is no UTF-8
             self._writer = None
             warnings.warn(f"no more TensorBoard events of {self._folder}: {first_line(error)}", stacklevel=4)
 
@@ -133,8 +137,8 @@ class SeedLog:
     """
 
     def __init__(self, folder: Path, metrics: Sequence[str], step: int, settings: Mapping[str, Any]) -> None:
-        self.metrics_file = CsvFile(folder / "metrics.csv", ("step", *metrics, "steps_per_s", "event"))
-        self.evaluations_file = CsvFile(folder / "evaluations.csv", EVALUATION_COLUMNS)
+        self.metrics_file = CsvFile(folder / METRICS_FILE, (*METRICS_BEGIN, *metrics, *METRICS_END))
+        self.evaluations_file = CsvFile(folder / EVALUATIONS_FILE, EVALUATION_COLUMNS)
         self.board = Board(folder, step, settings)
 
     def metrics(self, step: int, values: Mapping[str, float], steps_per_s: float, event: str = "") -> None:

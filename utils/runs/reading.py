@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,11 +31,11 @@ def read_config(folder: Path) -> dict[str, Any]:
                         "--overwrite or another --dir") from error  # fmt: skip
 
 
-def read_evaluations(path: Path) -> dict[str, np.ndarray]:
+def read_evaluations(path: Path, size: int | None = None) -> dict[str, np.ndarray]:
     """The columns of `evaluations.csv`, an entry per episode: counts int64, measures float64 (scores in percent).
 
     `step`, `normalized_score` and `unstable` (0 where the file has none) are always there, and the other columns
-    where the file has them. Raises UserError naming the damaged line.
+    where the file has them. size: of the first so many bytes. Raises UserError naming the damaged line.
     """
     columns: dict[str, list[float]] = {"step": [], "normalized_score": [], "unstable": []}
 
@@ -45,7 +46,7 @@ def read_evaluations(path: Path) -> dict[str, np.ndarray]:
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
 
-    _each_row(path, parse)
+    _each_row(path, parse, size)
     return {name: np.array(values, np.int64 if name in COUNTS else np.float64) for name, values in columns.items()}
 
 
@@ -56,10 +57,10 @@ def scores_by_step(path: Path) -> dict[int, np.ndarray]:
     return {int(step): scores[steps == step] for step in np.unique(steps)}
 
 
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
+def read_metrics(path: Path, size: int | None = None) -> dict[str, np.ndarray]:
     """The columns of numbers in `metrics.csv`, a row per epoch, NaN where empty; none where the run kept none.
 
-    Raises UserError naming the damaged line.
+    size: of the first so many bytes. Raises UserError naming the damaged line.
     """
     columns: dict[str, list[float]] = {}
 
@@ -70,7 +71,7 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
                 columns.setdefault(name, []).append(float(value or "nan"))
 
     if path.exists():
-        _each_row(path, parse)
+        _each_row(path, parse, size)
     return {name: np.array(values) for name, values in columns.items()}
 
 
@@ -91,19 +92,32 @@ def read_events(path: Path) -> list[tuple[int, str]]:
     return events
 
 
-def _each_row(path: Path, parse: Callable[[Mapping[str, str]], None]) -> None:
-    """Call `parse` with each row. Raises UserError for a row that it cannot parse, or with too many or few fields."""
+def read_header(path: Path) -> list[str]:
+    """The names of a CSV file's columns; none where it is empty. Raises UserError where it cannot be read."""
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            reader = csv.reader(file)
-            try:
-                header = next(reader, [])
-                for values in reader:
-                    if len(values) != len(header):
-                        raise ValueError(f"{len(values)} fields instead of {len(header)}")
-                    parse(dict(zip(header, values, strict=True)))
-            except (LookupError, ValueError, csv.Error) as error:
-                raise UserError(f"{path}, line {reader.line_num}, is damaged ({type(error).__name__}: {error}); "
-                                "run again with --resume, or move it away") from error  # fmt: skip
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _each_row(path: Path, parse: Callable[[Mapping[str, str]], None], size: int | None = None) -> None:
+    """Call `parse` with each row. Raises UserError for a row that it cannot parse, or with too many or few fields."""
+    remedy = "run again with --resume, or move it away" if size is None else "use --overwrite to start anew"
+    try:
+        with open(path, "rb") as file:
+            reader = csv.reader(io.StringIO(file.read(size).decode("utf-8", "replace"), newline=""))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        header = next(reader, [])
+        for values in reader:
+            if len(values) != len(header):
+                raise ValueError(f"{len(values)} fields instead of {len(header)}")
+            if any("\0" in value for value in values):  # what a power cut leaves
+                raise ValueError("it holds NULs")
+            parse(dict(zip(header, values, strict=True)))
+    except (LookupError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}, is damaged ({type(error).__name__}: {error}); {remedy}"
+        ) from error

@@ -88,9 +88,8 @@ class Watch:
         return {"running": torch.as_tensor(self.running), "announced": torch.as_tensor(self.announced)}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Continue, the agent having its state already. `saved` is empty where an earlier version kept no flags."""
-        if saved:
-            self.running, self.announced = saved["running"].numpy().copy(), saved["announced"].numpy().copy()
+        """Continue, the agent having its state already."""
+        self.running, self.announced = saved["running"].numpy().copy(), saved["announced"].numpy().copy()
         self._finite = self.agent.state_dict()
 
 
