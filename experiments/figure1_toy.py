@@ -171,7 +171,7 @@ DATA = Method(drawing.DATA, None)
 
 
 def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
-    """As many actions of the data's own distribution per seed, from other random numbers: no method can do better."""
+    """As many actions of the data's own law a seed, from other random numbers: what no method can do better than."""
     drawn = {}
     for seed in seeds:
         rng = np.random.default_rng([bandit.DATA_SEED, 1, seed])
@@ -181,7 +181,7 @@ def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
 
 
 def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
-    """What methods are compared with: the data themselves, and for each T the samplers whose network has no error."""
+    """What the methods are compared with: the data's law, and for each T the samplers whose network has no error."""
     seeds = seed_list(toy.given.seeds)
     exact = {
         Method(name, T): {seed: draw(toy.task, T, NUMBER, seed) for seed in seeds}
