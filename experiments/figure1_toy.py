@@ -174,7 +174,7 @@ DATA = Method(drawing.DATA, None)
 
 
 def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
-    """As many actions of the data's own distribution per seed, from other random numbers: no method can do better."""
+    """As many actions of the data's own law a seed, from other random numbers: what no method can do better than."""
     drawn = {}
     for seed in seeds:
         rng = np.random.default_rng([bandit.DATA_SEED, 1, seed])

@@ -17,7 +17,7 @@ def atomic_write(path: Path, content: bytes | memoryview | str) -> None:
     write_to_disk(temporary, content)
     try:
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 

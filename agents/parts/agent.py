@@ -108,6 +108,7 @@ class Agent:
 
     def build(self) -> None:
         """Name the networks with `learn` and `average_of`, in the order in which their initial weights are drawn."""
+        raise NotImplementedError
 
     # --- Naming what learns -----------------------------------------------------------------------------
 

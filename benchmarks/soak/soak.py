@@ -75,7 +75,7 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def _without_time(path: Path) -> list[list[str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="") as file:
         rows = list(csv.reader(file))
     time = rows[0].index("steps_per_s")
     return [row[:time] + row[time + 1 :] for row in rows]
@@ -314,5 +314,5 @@ def report(soak: Soak, watched: Watched, options: argparse.Namespace) -> list[st
 
 
 def _steps(folder: Path) -> int:
-    with open(next(folder.rglob("seed_0")) / "metrics.csv", newline="", encoding="utf-8") as file:
+    with open(next(folder.rglob("seed_0")) / "metrics.csv", newline="") as file:
         return int(list(csv.reader(file))[-1][0])

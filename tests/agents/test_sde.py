@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.parts.parameters import Sizes
+from agents.parts.parameters import Sizes, gradients
 from agents.parts.sde import (
     END,
     ScoreNetwork,
@@ -173,7 +173,7 @@ def test_frequencies_are_wide_differ_between_seeds_and_do_not_learn() -> None:
     w = made.parameters["embed.0.W"]
     assert 15 < w.std() < 50 and not torch.equal(w[0], w[1])
     loss = denoising_loss(made, torch.rand(2, 8, 3), torch.randn(2, 8, 5), torch.rand(2, 8), torch.randn(2, 8, 3))
-    gradient = made.parameters.gradient(loss)
+    gradient = gradients(loss, [made.parameters])[0]
     assert loss.shape == (2,) and not gradient[:, :16].any() and (gradient[:, 16:] != 0).float().mean() > 0.99
     features = fourier_features(torch.tensor([[0.25, 0.5]]), torch.tensor([[1.0, 2.0]]))
     torch.testing.assert_close(features[0, 0], torch.tensor([1.0, 0.0, 0.0, -1.0]), rtol=0, atol=1e-6)

@@ -212,7 +212,9 @@ class _SAC:
         self.splits = [state_dim, action_dim, state_dim, 1, 1]
         self.step = 0
 
-    def remember(self, state, action, next_state, reward: float, terminated: bool) -> None:
+    def remember(
+        self, state: np.ndarray, action: np.ndarray, next_state: np.ndarray, reward: float, terminated: bool
+    ) -> None:
         row = np.concatenate([state, action, next_state, [reward, float(terminated)]]).astype(np.float32)
         self.memory[self.step] = torch.from_numpy(row)
         self.step += 1
