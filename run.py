@@ -20,7 +20,7 @@ from utils import sources
 from utils.errors import UserError
 from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, owner, prepare_folders
+from utils.runs.folder import describe_run, note_execution, owner, prepare_folders
 from utils.runs.locks import RunLock
 from utils.runs.log import Bar, SeedLog
 from utils.runs.summary import save_curve, summary_table
@@ -154,8 +154,10 @@ def train(t: Training) -> None:
     steps, saved_at = t.config.num_steps_per_epoch, time.monotonic()
     with t.stop:
         while t.agent.step < t.total_steps and not t.ending:
-            started = time.perf_counter()
+            started, mode = time.perf_counter(), t.runner.mode
             t.runner.run(steps)
+            if t.runner.mode != mode:  # a later phase got no graph
+                note_execution(t.folders, t.runner.mode)
             write_metrics(t, steps, started)
             epoch, last = t.agent.step // steps, t.agent.step >= t.total_steps
             due = epoch > 0 and (epoch % t.config.eval_interval == 0 or last)

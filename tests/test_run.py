@@ -23,6 +23,7 @@ from agents import AGENTS
 from tests.small import SHORT, d4rl_file
 from utils import options
 from utils.errors import UserError
+from utils.training.runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = ["--env_name", "hopper-medium-v2"]
@@ -114,6 +115,21 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
         states = [torch.load(x / "checkpoint.pt", weights_only=True)["agent"]["networks"] for x in (a, b)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_execution_that_is_recorded_is_the_one_used(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it changes while the run goes on."""
+    step = Runner.run
+
+    def changing(self: Runner, steps: int) -> None:
+        step(self, steps)
+        self.mode = "compile"
+
+    monkeypatch.setattr(Runner, "run", changing)
+    config = json.loads((train(tmp_path, data) / "seed_0" / "config.json").read_text())
+    assert config["execution"] == "compile" and config["run"]["execution"] == "auto" and config["seed"] == 0
 
 
 def test_the_precision_is_recorded_and_stays(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:

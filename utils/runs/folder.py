@@ -110,6 +110,15 @@ def prepare_folders(
     return states
 
 
+def note_execution(folders: Sequence[Path], execution: str) -> None:
+    """Have each `config.json` name another execution. Raises UserError where one cannot be read or written."""
+    for folder in folders:
+        try:
+            write_json(folder / "config.json", {**read_config(folder), "execution": execution})
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+
+
 def owner(config: Mapping[str, Any]) -> checkpoint.Owner:
     """Whose checkpoints a seed's folder with this `config.json` holds."""
     return checkpoint.Owner(config["run"]["algo"], config["run"]["env_name"], config["seed"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 Generators = Sequence[torch.Generator]
 # (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]
-Policy = Callable[[Tensor, Generators, Tensor], Tensor]
+Policy = Callable[[Tensor, Generators, Tensor | None], Tensor]
 
 
 class Weights(Protocol):
