@@ -20,7 +20,7 @@ from utils import sources
 from utils.errors import UserError
 from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, note_execution, owner, prepare_folders
+from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded_threads
 from utils.runs.locks import RunLock
 from utils.runs.log import Bar, SeedLog
 from utils.runs.summary import save_curve, summary_table
@@ -31,6 +31,7 @@ from utils.training.evaluation import Evaluator
 from utils.training.faults import Watch, value_bound
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import Runner
+from utils.training.threads import choose as choose_threads
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def setup(options: Namespace) -> Training:
     total_steps = config.num_epochs * config.num_steps_per_epoch
     source = sources.choose(options.env_name, options.dataset, options.backend, options.local_size, not options.quiet)
     folders = [Path(options.dir) / options.algo / options.env_name / f"seed_{seed}" for seed in seeds]
-    if options.threads:
+    if options.threads != "auto":  # for the data, too
         torch.set_num_threads(options.threads)
     dataset = source.load()
     keep_freed_memory(device)
@@ -99,7 +100,9 @@ def setup(options: Namespace) -> Training:
         max_action = environments.max_action if environments else 1.0
         make = partial(make_agent, options, dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
         agent = make(load=options.load_published)
-        runner = Runner(agent, tuned.to(device), config.batch_size, torch_generators(seeds, "training", device), mode)
+        table, used = tuned.to(device), recorded_threads(folders) if options.resume else None
+        threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size, total_steps)
+        runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         evaluator = None
         if environments is not None:
@@ -109,7 +112,7 @@ def setup(options: Namespace) -> Training:
             evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
         described = describe_run(settings, run, device, {"source": dataset.source, **dataset.info})
-        configs = [{**described, "seed": seed, "execution": runner.mode} for seed in seeds]
+        configs = [{**described, "seed": seed, "execution": runner.mode, "threads": threads} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
         parts: dict[str, checkpoint.Part] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
@@ -118,7 +121,7 @@ def setup(options: Namespace) -> Training:
         logs = [stack.enter_context(closing(log(folder))) for folder in folders]
         title, first = f"{options.algo} {options.env_name}", agent.first_step
         bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
-        where = f"seeds {seeds}, {device}, {runner.mode} ({why})"
+        where = f"seeds {seeds}, {device}, {runner.mode} ({why}), threads {threads} ({so_many})"
         bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
         score = dataset.info.get("behaviour_score")
         owners = [owner(config) for config in configs]

@@ -110,6 +110,18 @@ def prepare_folders(
     return states
 
 
+def recorded_threads(folders: Sequence[Path]) -> int | None:
+    """How many threads the runs in these folders took; None where no `config.json` there says so."""
+    for folder in folders:
+        try:
+            threads = read_config(folder).get("threads")
+        except UserError:
+            continue  # `prepare_folders` says what is wrong with it, if it is needed
+        if isinstance(threads, int) and threads > 0:
+            return threads
+    return None
+
+
 def note_execution(folders: Sequence[Path], execution: str) -> None:
     """Have each `config.json` name another execution. Raises UserError where one cannot be read or written."""
     for folder in folders:
