@@ -108,7 +108,8 @@ def setup(options: Namespace) -> Training:
             act, fresh = acting(snapshot or agent, runner.mode), options.eval_seeds == "fresh"
             evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
-        described = describe_run(settings, run, device, {"source": dataset.source, **dataset.info})
+        sizes = {"state_dim": dataset.state_dim, "action_dim": dataset.action_dim, "max_action": max_action}
+        described = describe_run(settings, run, device, {"source": dataset.source, **sizes, **dataset.info})
         configs = [{**described, "seed": seed, "execution": runner.mode} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
         parts: dict[str, checkpoint.Part] = {"agent": agent, "runner": runner, "watch": watch}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -14,15 +15,22 @@ import torch
 
 from utils.errors import UserError
 from utils.runs import checkpoint
-from utils.runs.columns import EVALUATION_COLUMNS, EVALUATIONS_FILE, METRICS_BEGIN, METRICS_END, METRICS_FILE
+from utils.runs.columns import (
+    EVALUATION_COLUMNS,
+    EVALUATIONS_FILE,
+    METRICS_BEGIN,
+    METRICS_END,
+    METRICS_FILE,
+    PLAYED_FILE,
+)
 from utils.runs.log import write_json
 from utils.runs.reading import read_config, read_evaluations, read_header, read_metrics
 
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # Any of these says that a folder holds a run.
 LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE, "config.json")
-# What else a run leaves there, and experiments beside it.
-BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", ".*.part")
+# What else a run leaves there, and experiments and play.py beside it.
+BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_FILE, ".*.part")
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
 
@@ -36,11 +44,21 @@ def describe_run(
         "origins": {name: origin for name, (_, origin) in settings.items()},
         "run": dict(run),
         "dataset": dict(dataset),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.processor()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({processor()})",
         "python": platform.python_version(),
         "versions": _versions(),
         "git_commit": _git_commit(),
     }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """This machine's processor by name; its architecture where the system does not say (`x86_64`)."""
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:  # no Linux
+        text = ""
+    model = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)  # a virtual machine may leave it empty
+    return model.group(1).strip() if model else platform.processor() or platform.machine() or "unknown"
 
 
 def _versions() -> dict[str, str]:
