@@ -16,7 +16,7 @@ ALGORITHM = "an algorithm"  # any module of agents/ but its registry
 GROUND = {"utils.errors", "utils.files", "utils.seeding", "utils.stopping", "utils.tasks", "utils.runs.columns"}
 UTILS = GROUND | {
     "utils.behaviour", "utils.classic", "utils.data", "utils.describe", "utils.environments", "utils.options",
-    "utils.report", "utils.runs", "utils.sources", "utils.sweep", "utils.training",
+    "utils.report", "utils.runs", "utils.sources", "utils.sweep", "utils.trained", "utils.training", "utils.video",
 }  # fmt: skip
 LEARNING = {"hyperparameters", "agents", "agents.parts"} | UTILS
 
@@ -40,11 +40,13 @@ ALLOWED: dict[str, set[str]] = {
     "utils.runs": GROUND,
     "utils.options": GROUND | {"hyperparameters"},
     "utils.sweep": GROUND,
+    "utils.video": GROUND,
     "utils.behaviour": GROUND | {"utils.data", "utils.environments", "utils.options"},
     "utils.training": GROUND | {"utils.data"},
     "utils.report": GROUND | {"hyperparameters", "utils.options", "utils.runs"},
     "utils.sources": GROUND
     | {"hyperparameters", "utils.behaviour", "utils.classic", "utils.data", "utils.environments", "utils.training"},
+    "utils.trained": GROUND | {"hyperparameters", "utils.runs", "utils.sources", "utils.training", "utils.video"},
     "utils.describe": GROUND | {"utils.behaviour", "utils.data", "utils.environments", "utils.options"},
     "run": LEARNING,
     "play": LEARNING,

@@ -82,12 +82,14 @@ class Learner(Protocol):
 
     # --- Acting
     def act(self, states: Tensor, rng: Generators, active: Tensor | None = None) -> Tensor: ...
-    def act_draws(self, rng: Generators, states: int) -> dict[str, Tensor]: ...
+    def act_draws(self, rng: Sequence[torch.Generator | None], states: int) -> dict[str, Tensor]: ...
+    def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor: ...
     def actions_in_chunks(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor: ...
 
     # --- State
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+    def published_state(self) -> list[dict[str, Any]]: ...  # each seed's weights by name
 
 
 class Environments(Protocol):
@@ -109,3 +111,12 @@ class Environments(Protocol):
     def step(
         self, actions: np.ndarray, running: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...  # states, rewards, terminated, truncated
+
+
+class Watched(Environments, Protocol):
+    """Environments that can be looked at."""
+
+    @property
+    def fps(self) -> float: ...  # control steps in a simulated second
+    def frame(self) -> np.ndarray: ...  # row 0 as it is now, uint8 [height, width, 3]
+    def close(self) -> None: ...
