@@ -50,7 +50,7 @@ def find(place: Path) -> list[Path]:
         if found := sorted(place.glob(pattern), key=lambda path: (len(path.parent.name), path)):
             return found
     below = (path.parent for depth in range(1, 4) for path in sorted(place.glob("*/" * depth + checkpoint.CURRENT)))
-    hint = f", such as {found}" if (found := next(below, None)) else ""
+    hint = f", such as {one}" if (one := next(below, None)) else ""
     raise UserError(f"no {checkpoint.CURRENT} in {place} or its seed_* folders; name a seed's folder, a run's, or a "
                     f"checkpoint{hint}")  # fmt: skip
 
@@ -137,9 +137,7 @@ def film(trained: Trained, path: Path, fresh: bool, quiet: bool = True) -> Episo
 def _episodes(trained: Trained, environments: Environments, act: Any, fresh: bool, quiet: bool) -> Episodes:
     """One episode in each of the environments, with a bar."""
     agent, total = trained.agent, environments.num_envs
-    with tqdm(
-        total=environments.max_episode_steps, desc="playing", unit="step", disable=quiet, dynamic_ncols=True
-    ) as bar:
+    with tqdm(total=environments.max_episode_steps, desc="playing", unit="step", disable=quiet) as bar:
 
         def shown(states: Tensor, rng: Any, active: Tensor) -> Tensor:
             bar.set_postfix_str(f"{total - int(active.sum())} of {total} episodes over", refresh=False)
