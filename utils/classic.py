@@ -142,19 +142,22 @@ class ClassicEnvs:
         return 1 / float(self.bases[0].dt)
 
     def frame(self) -> np.ndarray:
-        """Row 0 as it is now, uint8 [height, width, 3]; a maze from above, its goal a green disc.
+        """Row 0 as it is now, uint8 [height, width, 3]; a maze from above, its goal a green ball.
 
         Raises UserError where mujoco-py cannot draw offscreen here.
         """
-        base = self.bases[0]
+        base, size = self.bases[0], {"width": FRAME, "height": FRAME}
         try:
-            if self._is_maze:
-                viewer = base._get_viewer("rgb_array")
-                viewer.cam.lookat[:] = np.append(base.model.geom_pos[1:, :2].mean(axis=0), 0.0)  # geom 0 is the floor
-                viewer.cam.distance, viewer.cam.elevation, viewer.cam.azimuth = base.model.stat.extent, -70, 90
-                viewer.add_marker(pos=np.append(base.target_goal, 0.1), size=np.array([0.5, 0.5, 0.1]), label="",
-                                  rgba=np.array([0.1, 0.8, 0.2, 1.0]))  # fmt: skip
-            return np.asarray(base.render(mode="rgb_array", width=FRAME, height=FRAME))
+            if not self._is_maze:
+                return np.asarray(base.render(mode="rgb_array", **size))
+            viewer, model = base._get_viewer("rgb_array"), base.model
+            viewer.cam.lookat[:] = model.stat.center
+            viewer.cam.distance, viewer.cam.elevation, viewer.cam.azimuth = model.stat.extent, -70, 90
+            viewer._markers.clear()
+            viewer.add_marker(pos=np.append(base.target_goal, 0.5), size=np.full(3, 0.5), label="",
+                              rgba=np.array([0.1, 0.8, 0.2, 1.0]))  # fmt: skip
+            # -1: this camera, and not the one that follows the ant.
+            return np.asarray(base.render(mode="rgb_array", camera_id=-1, **size))
         except Exception as error:  # OpenGL's, the compiler's or mujoco-py's own
             raise UserError(f"mujoco-py cannot draw here ({first_line(error)}); it needs libosmesa6-dev") from error
 
