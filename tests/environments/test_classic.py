@@ -291,7 +291,7 @@ def test_a_frame_is_the_first_rows(stack, monkeypatch):
 
 
 def test_a_frame_that_cannot_be_drawn_is_one_line(stack):
-    with pytest.raises(UserError, match="mujoco-py cannot draw here.*libosmesa6-dev"):
+    with pytest.raises(UserError, match=r"mujoco-py cannot draw here.*libosmesa6-dev"):
         classic.make_lockstep("runner-v2", 1).frame()
 
 
