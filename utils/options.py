@@ -37,7 +37,7 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     task = parser.add_argument_group("what to run")
     task.add_argument("--env_name", default="halfcheetah-medium-v2", help="D4RL task (default: %(default)s)")
     task.add_argument("--algo", default="diffcps", choices=list(algorithms), help="algorithm (default: %(default)s)")
-    task.add_argument("--dataset", metavar="SOURCE", help="local, minari:ID or a D4RL-format file (default: D4RL's)")
+    task.add_argument("--dataset", metavar="SOURCE", help="local, minari:ID, a D4RL-format file or folder (D4RL's)")
     task.add_argument("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
     task.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     task.add_argument("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")

@@ -18,7 +18,7 @@ import run
 from agents import AGENTS
 from experiments import candidates, figure3_diffusion_steps, table1, table2_diffusion_steps
 from experiments.study import planned_run, study
-from experiments.study.data import find_file, prepare_data
+from experiments.study.data import prepare_data
 from experiments.study.planned_run import How, PlannedRun, continue_run, scaled, share_done
 from experiments.study.speed import Speeds
 from tests.report.test_report import make_run
@@ -99,14 +99,6 @@ def test_scaled_lengths():
     for wrong in (0.0, -1.0, 2.0):
         with pytest.raises(UserError, match="--scale"):
             scaled("diffcps", "hopper-medium-v2", wrong)
-
-
-def test_files_are_found_under_three_names(tmp_path):
-    for name in ("hopper_medium-v2.hdf5", "hopper-medium.hdf5", "hopper-medium-v2.hdf5"):
-        (tmp_path / name).touch()
-        assert find_file(tmp_path, "hopper-medium-v2").name == name
-    with pytest.raises(UserError, match="no data for antmaze-umaze-v0"):
-        find_file(tmp_path, "antmaze-umaze-v0")
 
 
 def test_each_set_is_fetched_once_before_the_runs(monkeypatch):
