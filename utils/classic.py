@@ -142,7 +142,7 @@ class ClassicEnvs:
         return 1 / float(self.bases[0].dt)
 
     def frame(self) -> np.ndarray:
-        """Row 0 as it is now, uint8 [height, width, 3]; a maze from above, its goal a green ball.
+        """Row 0 as it is now, uint8 [height, width, 3]; a maze from above, its goal a green box.
 
         Raises UserError where mujoco-py cannot draw offscreen here.
         """
@@ -152,7 +152,7 @@ class ClassicEnvs:
                 return np.asarray(base.render(mode="rgb_array", **size))
             viewer, model = base._get_viewer("rgb_array"), base.model
             viewer.cam.lookat[:] = model.stat.center
-            viewer.cam.distance, viewer.cam.elevation, viewer.cam.azimuth = model.stat.extent, -70, 90
+            viewer.cam.distance, viewer.cam.elevation, viewer.cam.azimuth = 1.2 * model.stat.extent, -70, 90
             viewer._markers.clear()
             viewer.add_marker(pos=np.append(base.target_goal, 0.5), size=np.full(3, 0.5), label="",
                               rgba=np.array([0.1, 0.8, 0.2, 1.0]))  # fmt: skip
