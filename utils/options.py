@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import warnings
@@ -13,7 +14,8 @@ from typing import Any, NoReturn
 import torch
 
 import hyperparameters
-from utils.errors import UserError
+from utils.errors import UserError, user_errors
+from utils.process import INTERRUPTED
 
 # One line for every setting of every algorithm (a test checks that none is missing).
 HELP = {
@@ -93,6 +95,7 @@ HELP = {
     "clip_denoised": "bound of denoised actions",
 }
 MAX_SEEDS = 1024
+LARGEST_FLOAT, LARGEST_INT = float(torch.finfo(torch.float32).max), 2**63 - 1
 ALIASES = {"diffusion_steps": ("--T",), "kappa": ("--target_kl",)}  # the published command's names
 
 
@@ -193,10 +196,14 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[Any, str]]]:
     """The algorithm's settings, and each one's value and origin. Raises UserError for one that cannot be."""
-    try:
-        return hyperparameters.resolve(options.algo, options.env_name, overrides(options))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    with user_errors():
+        config, settings = hyperparameters.resolve(options.algo, options.env_name, overrides(options))
+    for name, (value, _) in settings.items():
+        if isinstance(value, float) and math.isfinite(value) and abs(value) > LARGEST_FLOAT:
+            raise UserError(f"{name} must lie within ±{LARGEST_FLOAT:.3g}, what a float32 holds, not {value:.3g}")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise UserError(f"{name} must lie within ±2^63, not {value}")
+    return config, settings
 
 
 def config_table(options: argparse.Namespace) -> str:
@@ -256,17 +263,23 @@ def resolve_device(text: str) -> torch.device:
 
 
 def command_line(prog: str, act: Callable[[], int | None]) -> int:
-    """Run a command; its exit code, 0 for None. 2 and one line, `PROG: what is wrong`, for what the user can fix."""
+    """Run a command; its exit code, 0 for None.
+
+    2 and one line, `PROG: what is wrong`, for what the user can fix; 130 and one line after Ctrl-C.
+    """
     show_warnings_as_lines()
     try:
         code = act()
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code or 0
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
     except BrokenPipeError:  # a pager or `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if (line := out_of_memory(error)) is None:
             raise

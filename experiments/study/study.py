@@ -23,7 +23,7 @@ from typing import Any
 import hyperparameters
 from agents import AGENTS
 from experiments.study.data import data_name, missing_data, prepare_data
-from experiments.study.planned_run import How, PlannedRun, continue_run, is_complete, scaled, share_done
+from experiments.study.planned_run import How, PlannedRun, continue_run, is_evaluated, scaled, share_done
 from experiments.study.speed import Speeds
 from utils.errors import UserError
 from utils.options import Parser, command_line, parse_seeds, resolve_device
@@ -93,7 +93,7 @@ class Study:
         """Share of a training's gradient steps that is done; below 1 while an evaluation is missing."""
         trained = run.folders(self.base)
         share = statistics.mean(share_done(folder, run.steps) for folder in trained)
-        if share < 1 or all(is_complete(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
+        if share < 1 or all(is_evaluated(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
             return share
         return 0.99
 
