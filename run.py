@@ -114,13 +114,12 @@ def setup(options: Namespace) -> Training:
             checkpoint.restore(parts, states)
         if states is not None and evaluator:
             evaluator.resume([state.get("evaluation", {}) for state in states])
-        log = partial(SeedLog, metrics=agent.METRICS, step=agent.step, settings=described["settings"])
-        logs = [stack.enter_context(closing(log(folder))) for folder in folders]
+        opened = (SeedLog(folder, agent.METRICS, agent.step, described["settings"]) for folder in folders)
+        logs = [stack.enter_context(closing(log)) for log in opened]
         title, first = f"{options.algo} {options.env_name}", agent.first_step
         bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
-        bar.note(
-            f"{title}: {dataset.size:,} transitions ({dataset.source}), seeds {seeds}, {device}, {runner.mode} ({why})"
-        )
+        data = f"{dataset.size:,} transitions ({dataset.source})"
+        bar.note(f"{title}: {data}, seeds {seeds}, {device}, {runner.mode} ({why})")
         return Training(options, config, total_steps, source, dataset.info.get("behaviour_score"), folders, agent,
                         runner, watch, parts, evaluator, Journal(logs, bar, agent.SHOWN), Stop(),
                         stack.pop_all())  # fmt: skip

@@ -4,7 +4,9 @@
 
 Runs that take a moment, of every algorithm with one and with three seeds, evaluated while training waits or beside
 it, are killed at random moments, some of their files damaged as a crash could leave them, and resumed until they are
-complete: then they must equal, bit for bit, XX anything of this fails. With --name the figures go to results/benchmarks/soak_NAME.md.
+complete: then they must equal, bit for bit, runs that nothing happened to. The long-lived process must keep its
+memory within 5 %, and its files and threads. Exit code 1 where anything of this fails. With --name the figures go to
+results/benchmarks/soak_NAME.md.
 """
 
 from __future__ import annotations
