@@ -50,7 +50,7 @@ class Training:
     agent: Agent
     runner: Runner
     watch: Watch
-    parts: Mapping[str, checkpoint.Part]  # all that a checkpoint holds, by name
+    parts: Mapping[str, Any]  # all that a checkpoint holds beside an evaluation under way
     evaluator: Evaluator | None  # None where the task has no environment here
     journal: Journal
     stop: Stop
@@ -109,7 +109,7 @@ def setup(options: Namespace) -> Training:
         described = describe_run(settings, run, device, {"source": dataset.source, **dataset.info})
         configs = [{**described, "seed": seed, "execution": runner.mode} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
-        parts: dict[str, checkpoint.Part] = {"agent": agent, "runner": runner, "watch": watch}
+        parts: dict[str, Any] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
             checkpoint.restore(parts, states)
         if states is not None and evaluator:

@@ -171,6 +171,7 @@ def test_any_path_of_a_dataset(tmp_path: Path, text: str) -> None:
     ("flags", "message"),
     [
         (["--learning_rate", "1e39"], "learning_rate must lie within ±3.4e+38, what a float32 holds, not 1e+39"),
+        (["--local_size", "9" * 20], "--local_size must be below 2^31"),
         (["--batch_size", "9" * 20], "batch_size must lie within ±2^63"),
         (["--seeds", "0-999999999999999"], "must name between 1 and 1024"),
         (["--seeds", str(2**63)], "below 2^63"),

@@ -183,6 +183,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
         raise UserError("--resume and --overwrite exclude each other")
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise UserError(f"--threads must lie between 1 and 1024, not {options.threads}")
+    if options.local_size >= 2**31:
+        raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options

@@ -83,7 +83,7 @@ def lasting_output() -> Iterator[None]:
     if any(stream is None or isinstance(stream, _Lasting) for stream in before):  # closed from the start, or done
         yield
         return
-    sys.stdout, sys.stderr = _Lasting(before[0], "stdout"), _Lasting(before[1], "stderr")  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Lasting(before[0], "stdout"), _Lasting(before[1], "stderr")
     try:
         yield
     finally:

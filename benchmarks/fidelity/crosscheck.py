@@ -186,7 +186,7 @@ def _write(out: Path, claims: Sequence[Claim], sides: dict[str, dict], command: 
     versions = {name: ", ".join(f"{k} {v}" for k, v in side["versions"].items()) for name, side in sides.items()}
     text = f"""# The environments against the original stack
 
-Command: `{command}`; machine: {_machine()}. A row an episode in `crosscheck.csv`.
+Command: `{command}`; machine: {_machine()}. A row per episode in `crosscheck.csv`.
 
 - original: {versions["original"]}, MuJoCo 2.1.0
 - this project: {versions["restored"]}

@@ -220,7 +220,7 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--execution", default="auto", help="as for run.py (default: %(default)s)")
     how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
     how("--threads", type=int, help="CPU threads of a run")
-    how("--split_seeds", action="store_true", help="a run a seed, instead of all seeds in one process")
+    how("--split_seeds", action="store_true", help="a run per seed, instead of all seeds in one process")
     how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: without Ray)")
     how("--workers", type=int, default=0,
         help="runs at once on this machine (default: one; with --ray local as many as the CPUs hold)")  # fmt: skip

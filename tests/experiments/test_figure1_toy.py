@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from experiments.study.training import continue_run
 
 from agents.diffusion import Diffusion
 from experiments import figure1_toy
 from experiments.figure1_toy import DATA, Method, Toy, main, parse
+from experiments.study.planned_run import continue_run
 from experiments.toy import drawing
 from experiments.toy.exact import ExactNetwork, chain_actions, solver_actions
 from experiments.toy.scores import Scorer, coverage, jaccard, mmd, mode_shares, precision
