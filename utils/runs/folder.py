@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -68,6 +69,18 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def recorded_execution(folders: Sequence[Path]) -> str | None:
+    """How the runs in these folders are executed; None where none is there, or none that can be read.
+
+    A resumed run keeps it: another one gives the same numbers only within rounding.
+    """
+    for folder in folders:
+        with contextlib.suppress(UserError):  # `prepare_folders` says what is wrong with it
+            if isinstance(execution := read_config(folder).get("execution"), str):
+                return execution
+    return None
+
+
 def prepare_folders(
     folders: Sequence[Path], configs: Sequence[Mapping[str, Any]], resume: bool, overwrite: bool
 ) -> list[dict[str, Any]] | None:
@@ -131,12 +144,14 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
     changeable = () if decays else CHANGEABLE
     pairs = [(settings, "settings", name) for name in config["settings"]]
-    pairs += [(dataset, "dataset", "sha256"), (run, "run", "eval_seeds")]
+    pairs += [(dataset, "dataset", "sha256"), (run, "run", "eval_seeds"), (run, "run", "backend")]
     differences = [
         f"{name} was {there.get(name)!r}, now {config[part].get(name)!r}"
         for there, part, name in pairs
         if name not in changeable and there.get(name) != config[part].get(name)
     ]
+    if old.get("execution") != config.get("execution"):
+        differences.append(f"execution was {old.get('execution')!r}, now {config.get('execution')!r}")
     if differences:
         raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")
 

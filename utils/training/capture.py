@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.files import first_line
 from utils.training.interfaces import Generators, Learner, Policy
 
@@ -25,14 +26,18 @@ _WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for
 _CAPTURING = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
-def choose_mode(mode: str, device: torch.device, steps: int) -> tuple[str, str]:
-    """The mode to use and, in a few words, why. Raises ValueError for an unknown one or `graph` without CUDA."""
+def choose_mode(mode: str, device: torch.device, steps: int, kept: str | None = None) -> tuple[str, str]:
+    """The mode to use and, in a few words, why; `kept`, that of a run which goes on, stays.
+
+    Raises UserError for an unknown one or `graph` without CUDA.
+    """
     if mode not in MODES:
-        raise ValueError(f"unknown execution {mode!r}; known: {', '.join(MODES)}")
+        raise UserError(f"unknown execution {mode!r}; known: {', '.join(MODES)}")
+    mode = kept or mode
     if mode == "graph" and device.type != "cuda":
-        raise ValueError(f"execution 'graph' needs a CUDA device, this run uses {device}; use compile, eager or auto")
+        raise UserError(f"execution 'graph' needs a CUDA device, this run uses {device}; use compile, eager or auto")
     if mode != "auto":
-        return mode, "as asked"
+        return mode, "as it began" if kept else "as asked"
     if device.type == "cuda":
         return "graph", "a CUDA device"
     if steps >= COMPILE_PAYS_FROM:
