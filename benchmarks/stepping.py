@@ -19,8 +19,6 @@ import numpy as np
 from utils import environments
 from utils.options import command_line
 
-__all__ = ["TASKS", "compare"]
-
 TASKS = ("hopper-medium-v2", "halfcheetah-medium-v2", "walker2d-medium-v2", "antmaze-large-play-v0")
 
 

@@ -14,7 +14,8 @@ HOUSE = ("agents", "benchmarks", "experiments", "hyperparameters", "play", "run"
 
 ALGORITHM = "an algorithm"  # any module of agents/ but its registry
 GROUND = {
-    "utils.errors", "utils.files", "utils.interrupts", "utils.process", "utils.seeding", "utils.tasks", "utils.runs.columns",
+    "utils.errors", "utils.files", "utils.interrupts", "utils.process", "utils.seeding", "utils.tasks",
+    "utils.runs.columns",
 }  # fmt: skip
 UTILS = GROUND | {
     "utils.behaviour", "utils.classic", "utils.data", "utils.describe", "utils.environments", "utils.options",

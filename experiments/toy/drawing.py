@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.toy.scores import COVERED, NEAR
 from utils.data import bandit
-from utils.report.figures import save, style
-
-__all__ = ["CHAIN", "DATA", "SOLVER", "draw", "name", "save"]
+from utils.report.figures import style
 
 Array = np.ndarray
 Which = tuple[str, int | None]  # algorithm and, for a chain, T

@@ -19,8 +19,6 @@ from agents.parts.diffusion import Diffusion
 from agents.parts.sde import Solver, signal_and_spread
 from utils.data import bandit
 
-__all__ = ["ExactNetwork", "chain_actions", "exact_noise", "solver_actions"]
-
 SOLVER_ORDER = 3  # SfBC's
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import trim_mean
 
-__all__ = ["bootstrap_interval", "interquartile_mean", "performance_profile", "resample"]
-
 RESAMPLES = 5000
 LEVEL = 0.95
 
