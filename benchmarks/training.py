@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--batch_size", type=int)
     flags.add_argument("--rows", type=int, default=100_000, help="transitions in the random dataset")
     flags.add_argument("--steps", type=int, default=100, help="steps of ours a repeat")
-    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps a repeat")
+    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps per repeat")
     flags.add_argument("--repeats", type=int, default=5)
     flags.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="time the plain form too")
     flags.add_argument("--json", action="store_true")

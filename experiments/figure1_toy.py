@@ -36,6 +36,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.options import Parser, command_line, parse_seeds, resolve_device, resolve_settings
 from utils.options import parse as parse_run
+from utils.report.figures import save as save_figure
 from utils.report.tables import Table
 from utils.runs import checkpoint
 from utils.seeding import torch_generators
@@ -278,7 +279,7 @@ def show(toy: Toy) -> Iterator[Path]:
                              {(m.algo, m.T): values for m, values in scores.items()})  # fmt: skip
     captions = []
     for file, caption, figure in drawn:
-        drawing.save(figure, out / "figures" / "toy" / file)
+        save_figure(figure, out / "figures" / "toy" / file)
         captions.append(f"**{file}** {caption}")
         yield out / "figures" / "toy" / f"{file}.png"
     del samples[DATA]  # scored, not drawn

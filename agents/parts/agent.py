@@ -151,7 +151,7 @@ class Agent:
         self._decaying = names
 
     def init_generators(self) -> list[torch.Generator]:
-        """One CPU generator a seed for the initial weights: the same start on every device."""
+        """One CPU generator per seed for the initial weights: the same start on every device."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     # --- What depends on the step number alone --------------------------------------------------------
@@ -258,7 +258,7 @@ class Agent:
         with torch.no_grad():
             if active is None:
                 return self.actions_in_chunks(states, noise)
-            # A fixed number of rows a seed, padded: the batched products need one shape for all seeds.
+            # A fixed number of rows per seed, padded: the batched products need one shape for all seeds.
             rows = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(active.sum(1).max())]
             seeds = torch.arange(states.shape[0], device=rows.device).unsqueeze(1)
             chosen = self.actions_in_chunks(states[seeds, rows], {k: v[seeds, rows] for k, v in noise.items()})

@@ -86,7 +86,7 @@ def test_initial_weights_depend_on_the_own_seed_alone_and_keep_to_the_bound() ->
 def test_twin_critic_equals_the_written_out_network() -> None:
     critic = TwinCritic(Sizes(5, 2, seeds=2), [256] * 3)
     default_init(critic.parameters, [torch.Generator().manual_seed(s) for s in (0, 1)])
-    states, actions = torch.randn(2, 4, 5), torch.randn(2, 12, 2)  # three actions a state
+    states, actions = torch.randn(2, 4, 5), torch.randn(2, 12, 2)  # three actions per state
     values = critic(states, actions)
     choice = torch.tensor([1, 0])
     for seed in range(2):

@@ -19,7 +19,7 @@ from utils.training.interfaces import Generators, Learner, Policy
 
 MODES = ("auto", "eager", "compile", "graph")
 
-# On a CPU compiling costs about 70 s and saves about 3 ms a step (two-core AMD EPYC, benchmarks.training).
+# On a CPU compiling costs about 70 s and saves about 3 ms per step (two-core AMD EPYC, benchmarks.training).
 COMPILE_PAYS_FROM = 25_000
 
 _WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for

@@ -35,7 +35,7 @@ def environment_rngs(seeds: Sequence[int], evaluation: int, fresh: bool) -> list
     """The generator of each seed's episodes at evaluation number `evaluation` (0, 1, ...).
 
     Published scheme: the same environment seed, seed + 100, at every evaluation, so the test episodes are those on
-    which the best checkpoint is chosen (DEVIATIONS 8). `fresh`: other start states every time, from (seed, number).
+    which the best checkpoint is chosen (D8). `fresh`: other start states every time, from (seed, number).
     """
     if fresh:
         return [np.random.default_rng([seed + EVAL_SEED_OFFSET, evaluation]) for seed in seeds]
@@ -75,7 +75,7 @@ def evaluate(
     while running.any():
         inputs = torch.as_tensor(states, dtype=torch.float32).view(num_seeds, episodes, -1).to(device)
         active = torch.as_tensor(running).view(num_seeds, episodes).to(device)
-        actions = act(inputs, generators, active).flatten(0, 1).cpu().numpy()  # the one wait for the device a step
+        actions = act(inputs, generators, active).flatten(0, 1).cpu().numpy()  # the one wait for the device per step
         states, rewards, terminated, truncated = environments.step(actions, running)
         returns[running] += rewards[running]
         lengths += running
