@@ -136,6 +136,7 @@ def test_what_was_under_way_is_made_again(beside: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["gone", None, 3, "text", [1], torch.zeros(2, 3), {"policy": torch.zeros(5)}])
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize("key", ["step", "played", "networks", None])
 def test_a_saved_evaluation_of_any_other_form_is_one_line(key: str | None, wrong: object) -> None:
     learner = Learner(0.5)
