@@ -24,7 +24,7 @@ from utils.errors import user_errors
 from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
 from utils.process import Stop, lasting_output
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, owner, prepare_folders, recorded_execution
+from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
 from utils.runs.journal import Journal
 from utils.runs.locks import RunLock
 from utils.runs.log import Bar, SeedLog
@@ -35,6 +35,7 @@ from utils.training.evaluation import Evaluator
 from utils.training.faults import Watch, value_bound
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import Runner
+from utils.training.threads import choose as choose_threads
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,21 @@ def setup(options: Namespace) -> Training:
     total_steps = config.num_epochs * config.num_steps_per_epoch
     source = sources.choose(options.env_name, options.dataset, options.backend, options.local_size, not options.quiet)
     folders = [Path(options.dir) / options.algo / options.env_name / f"seed_{seed}" for seed in seeds]
-    if options.threads:
+    if options.threads != "auto":  # for the data, too
         torch.set_num_threads(options.threads)
     dataset = source.load()
     keep_freed_memory(device)
     with ExitStack() as stack:
         stack.enter_context(closing(RunLock(folders)))
         tuned, environments = dataset.tuned(config.reward_tune), source.environments(len(seeds) * config.eval_episodes)
-        kept = recorded_execution(folders) if options.resume else None
-        mode, why = choose_mode(options.execution, device, total_steps, kept)
+        held = partial(recorded, folders if options.resume else ())  # a resumed run keeps what it began with
+        mode, why = choose_mode(options.execution, device, total_steps, held("execution", str))
         max_action = environments.max_action if environments else 1.0
         make = partial(make_agent, options, dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
         agent = make(load=options.load_published)
-        runner = Runner(agent, tuned.to(device), config.batch_size, torch_generators(seeds, "training", device), mode)
+        table, used = tuned.to(device), held("threads", int)
+        threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size, total_steps)
+        runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         evaluator = None
         if environments is not None:
@@ -108,7 +111,7 @@ def setup(options: Namespace) -> Training:
             evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
         described = describe_run(settings, run, device, {"source": dataset.source, **dataset.info})
-        configs = [{**described, "seed": seed, "execution": runner.mode} for seed in seeds]
+        configs = [{**described, "seed": seed, "execution": runner.mode, "threads": threads} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
         parts: dict[str, Any] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
@@ -119,8 +122,8 @@ def setup(options: Namespace) -> Training:
         logs = [stack.enter_context(closing(log)) for log in opened]
         title, first = f"{options.algo} {options.env_name}", agent.first_step
         bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
-        data = f"{dataset.size:,} transitions ({dataset.source})"
-        bar.note(f"{title}: {data}, seeds {seeds}, {device}, {runner.mode} ({why})")
+        where = f"seeds {seeds}, {device}, {runner.mode} ({why}), threads {threads} ({so_many})"
+        bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
         score, owners = dataset.info.get("behaviour_score"), [owner(config) for config in configs]
         return Training(options, config, total_steps, source, score, folders, owners, agent, runner, watch, parts,
                         evaluator, Journal(logs, bar, agent.SHOWN), Stop(), stack.pop_all())  # fmt: skip
@@ -129,6 +132,7 @@ def setup(options: Namespace) -> Training:
 def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None = None) -> Agent:
     """The agent of `--algo` at its first step, or at step 0 with published weights, NAME=FILE each."""
     with user_errors():
+        arguments = (*arguments, options.precision)
         agent = AGENTS[options.algo](*arguments)
         if load:
             agent.load_published(checkpoint.load_named(load, agent.published_state()[0]))
@@ -146,8 +150,10 @@ def train(t: Training) -> None:
         save(t)  # before anything else: no folder ever has evaluations and nothing to continue from
     with t.stop:
         while t.agent.step < t.total_steps and not t.ending:
-            started = time.perf_counter()
+            started, mode = time.perf_counter(), t.runner.mode
             t.runner.run(steps)
+            if t.runner.mode != mode:  # a later phase got no graph
+                note_execution(t.folders, t.runner.mode)
             write_metrics(t, steps, started)
             epoch, last = t.agent.step // steps, t.agent.step >= t.total_steps
             due = epoch > 0 and (epoch % t.config.eval_interval == 0 or last)

@@ -24,6 +24,7 @@ from tests.small import SHORT, d4rl_file
 from utils import options
 from utils.errors import UserError
 from utils.training import capture
+from utils.training.runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = ["--env_name", "hopper-medium-v2"]
@@ -146,6 +147,39 @@ def test_a_resumed_run_keeps_its_backend(tmp_path: Path, data: str, capsys: pyte
     capsys.readouterr()
     line = fails(capsys, *TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--resume")
     assert "backend was 'd4rl', now 'mujoco'" in line
+
+
+def test_the_execution_that_is_recorded_is_the_one_used(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it changes while the run goes on."""
+    step = Runner.run
+
+    def changing(self: Runner, steps: int) -> None:
+        step(self, steps)
+        self.mode = "compile"
+
+    monkeypatch.setattr(Runner, "run", changing)
+    config = json.loads((train(tmp_path, data) / "seed_0" / "config.json").read_text())
+    assert config["execution"] == "compile" and config["run"]["execution"] == "auto" and config["seed"] == 0
+
+
+def test_the_precision_is_recorded_and_stays(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tmp_path, data, "--precision", "bfloat16", "--num_epochs", "2") / "seed_0"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["run"]["precision"] == "bfloat16"
+    exact = train(tmp_path / "exact", data, "--num_epochs", "2") / "seed_0"
+    assert without_speed(exact / "metrics.csv") != without_speed(folder / "metrics.csv")
+    train(tmp_path, data, "--precision", "bfloat16", "--resume")
+    whole = train(tmp_path / "whole", data, "--precision", "bfloat16") / "seed_0"
+    assert without_speed(folder / "metrics.csv") == without_speed(whole / "metrics.csv")
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--resume"]
+    assert "precision was 'bfloat16', now 'float32'" in fails(capsys, *arguments)
+    del config["run"]["precision"]  # as runs had it that were made before there was a choice
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "precision was 'float32', now 'bfloat16'" in fails(capsys, *arguments, "--precision", "bfloat16")
+    other = [*TASK, "--dataset", data, "--dir", str(tmp_path / "other"), *SHORT]
+    assert "needs a CUDA device" in fails(capsys, *other, "--precision", "tf32")
 
 
 def test_a_run_whose_rate_decays_cannot_be_lengthened(

@@ -19,6 +19,7 @@ from utils.process import INTERRUPTED
 
 MAX_SEEDS = 1024
 LARGEST_FLOAT, LARGEST_INT = float(torch.finfo(torch.float32).max), 2**63 - 1
+MAX_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +49,19 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     where = parser.add_argument_group("where and how to run")
     where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
     where.add_argument("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
-    where.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    where.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "tf32", "bfloat16"),
+        help="of the update's matrix products: float32 (as published), tf32 (GPUs) or bfloat16 (docs/speed.md)",
+    )
+    where.add_argument(
+        "--threads",
+        type=thread_number,
+        default="auto",
+        metavar="NUMBER",
+        help="CPU threads, or auto: the fastest for a few steps (default: %(default)s)",
+    )
     where.add_argument(
         "--backend",
         default="mujoco",
@@ -85,6 +98,13 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     return parser
 
 
+def thread_number(text: str) -> int | str:
+    """A number of threads, or `auto`. Raises ArgumentTypeError for anything else."""
+    if text == "auto" or (text.isdecimal() and len(text) < 5 and 1 <= int(text) <= MAX_THREADS):
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"takes auto or a number between 1 and {MAX_THREADS}, not {text!r}")
+
+
 def _add_setting(group: argparse._ArgumentGroup, name: str, default: Any, about: hyperparameters.About) -> None:
     names = [f"--{name}"] + ([f"--{about.alias}"] if about.alias else [])
     text = f"{about.help} (default: {default})".replace("%", "%%")
@@ -104,8 +124,6 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     options = build_parser(algo, algorithms).parse_args(argv)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if options.threads is not None and not 1 <= options.threads <= 1024:
-        raise UserError(f"--threads must lie between 1 and 1024, not {options.threads}")
     if options.local_size >= 2**31:
         raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if not options.checkpoint_interval >= 0:

@@ -16,6 +16,7 @@ from agents.parts.layers import (
     FLAX_EPSILON,
     TIME_DIM,
     Activation,
+    head,
     layer_norm,
     layer_shapes,
     linear,
@@ -91,7 +92,7 @@ class NoiseNetwork(Network):
         hidden = mish(torch.baddbmm(condition, actions, self._first_weight()[0].mT))
         for layer in ("model.mid_layer.2", "model.mid_layer.4"):
             hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return linear(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
+        return head(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
 
 
 class ResidualNoiseNetwork(Network):
@@ -170,7 +171,7 @@ class ResidualNoiseNetwork(Network):
             inside = layer_norm(inside, p[f"{block}.norm.weight"], p[f"{block}.norm.bias"], FLAX_EPSILON)
             inside = self.activation(linear(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"]))
             x = x + linear(inside, p[f"{block}.3.weight"], p[f"{block}.3.bias"])
-        return linear(self.activation(x), p["last.weight"], p["last.bias"])
+        return head(self.activation(x), p["last.weight"], p["last.bias"])
 
 
 class Diffusion:

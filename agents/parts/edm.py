@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.parts.draws import Rng, integers
-from agents.parts.layers import TIME_DIM, layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.layers import TIME_DIM, head, layer_shapes, linear, mish, sinusoidal_embedding
 from agents.parts.parameters import Network, Parameters, Sizes
 
 LEVEL_SCALE = 0.5  # scale of the logistic distribution of ln sigma
@@ -45,7 +45,7 @@ class EDMNetwork(Network):
         hidden = linear(hidden, p["layers.layers.0.weight"], p["layers.layers.0.bias"])
         for layer in ("layers.layers.1", "layers.layers.3", "layers.layers.5"):
             hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return linear(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
+        return head(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
 
 
 class EDM:

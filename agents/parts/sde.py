@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from agents.parts.layers import layer_shapes, linear
+from agents.parts.layers import head, layer_shapes, linear
 from agents.parts.parameters import Network, Parameters, Sizes, default_init
 
 BETA_0, BETA_1 = 0.1, 20.0
@@ -124,7 +124,9 @@ class ScoreNetwork(Network):
         u3 = self._block("middle1", d3, embedding)
         u2 = self._block("up_block3", torch.cat([d3, u3], dim=-1), embedding)
         u1 = self._block("up_block2", torch.cat([d2, u2], dim=-1), embedding)
-        return -self._linear("last", torch.cat([d1, u1], dim=-1))  # the published network predicts sigma_t * score
+        p = self.parameters
+        noise = head(torch.cat([d1, u1], dim=-1), p["last.weight"], p["last.bias"])
+        return -noise  # the published network predicts sigma_t * score
 
     def _block(self, name: str, x: Tensor, embedding: Tensor) -> Tensor:
         shift = self._linear(f"{name}.time_mlp.1", embedding)
@@ -170,8 +172,9 @@ class EnergyNetwork(Network):
         part = part.repeat_interleave(repeats, dim=1) if repeats > 1 else part
         entering = [torch.baddbmm(part, actions, p["qt.0.weight"][:, :, : self.action_dim].mT)]
         for layer in self.LAYERS:
-            bias = p[f"{layer}.bias"] if layer != self.LAYERS[-1] else constant(p[f"{layer}.bias"])
-            entering.append(linear(silu(entering[-1]), p[f"{layer}.weight"], bias))
+            last = layer == self.LAYERS[-1]
+            bias = constant(p[f"{layer}.bias"]) if last else p[f"{layer}.bias"]
+            entering.append((head if last else linear)(silu(entering[-1]), p[f"{layer}.weight"], bias))
         return entering
 
     def __call__(self, actions: Tensor, part: Tensor) -> Tensor:
