@@ -56,8 +56,8 @@ class Config:
 
     reward_tune: str = setting(
         "no",
-        "rewards as the learner sees them: no, normalize, iql_locomotion, iql_returns, iql_antmaze, cql_antmaze or "
-        "antmaze",
+        "rewards as the learner sees them: no, normalize, iql_locomotion, iql_returns, return_range, iql_antmaze, "
+        "cql_antmaze or antmaze",
     )
     batch_size: int = setting(256, "transitions per gradient step", above=0)
     num_epochs: int = setting(1000, "length of the run in epochs", above=0)
@@ -405,10 +405,11 @@ DOMAIN_SETTINGS["bcq"] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BEARConfig(CriticConfig):
-    """BEAR (Kumar et al. 2019) as its authors tuned it for D4RL: bear/examples/bear_hdf5_d4rl.py of D4RL-Evaluations.
+    """BEAR (Kumar et al. 2019) as its authors tuned it for D4RL: bear/ of rail-berkeley/d4rl_evaluations.
 
-    That code (rail-berkeley/d4rl_evaluations, to which the original, aviralkumar2907/BEAR, points) has one set of
-    settings for all tasks. Its example runs 3,000 epochs; the length here is that of the other classic methods.
+    Kernel and sigma of locomotion are those that its README.md gives for the results in D4RL's paper. Where it names
+    none, the defaults of examples/bear_hdf5_d4rl.py stand. That example runs 3,000 epochs; the length here is that of
+    the other classic methods.
     """
 
     learning_rate: float = 1e-4
@@ -432,8 +433,13 @@ class BEARConfig(CriticConfig):
 
 CONFIGS["bear"] = BEARConfig
 DOMAIN_SETTINGS["bear"] = {
+    "locomotion": {"mmd_kernel": "laplacian", "mmd_sigma": 20.0},
     # The policy itself; warm-up for a tenth of the run, as on D4RL.
     "bandit": {"vae_hidden_dim": 128, "warmup_steps": 2000, "action_candidates": 1},
+}
+TASK_SETTINGS["bear"] = {
+    f"halfcheetah-{quality}-v2": {"mmd_kernel": "gaussian"}
+    for quality in ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 }
 
 # --- SfBC -------------------------------------------------------------------------------------------------------------
@@ -460,16 +466,25 @@ class SfBCConfig(ValueConfig):
     action_candidates: int = setting(32, "actions per state at evaluation, of which the critic chooses", above=0)
     select_alpha: float = setting(100.0, "inverse temperature of the choice among them", above=0)
     actions_averaged: int = setting(1, "how many of them are chosen and averaged", above=0, at_most="action_candidates")
-    critic_layers: int = setting(2, "hidden layers of the critic", above=0)
+    critic_layers: int = setting(
+        2, "hidden layers of the critic: the last two are hidden_dim wide, any before them twice that", above=0
+    )
+    predict_data: bool = setting(
+        False, "sample by integrating the predicted action, not the predicted noise; needed with few steps"
+    )
+    paper_planning: bool = setting(
+        False, "plan R = r + discount max(R', V(s')) as the paper says, not max(r + discount R', V(s)) as its code does"
+    )
 
 
 CONFIGS["sfbc"] = SfBCConfig
 DOMAIN_SETTINGS["sfbc"] = {
     "locomotion": {"actions_averaged": 4},
     "antmaze": {"num_epochs": 100, "eval_interval": 10, "plan_interval": 50_000},
-    "bandit": {"pretrain_epochs": 20, "num_epochs": 5, "learning_rate": 1e-3},
+    # T goes down to 5 there, where samples by the predicted noise fly apart.
+    "bandit": {"pretrain_epochs": 20, "num_epochs": 5, "learning_rate": 1e-3, "predict_data": True},
 }
-TASK_SETTINGS["sfbc"] = {
+TASK_SETTINGS["sfbc"] = {  # 512-256-256, its critic_type "large"
     "antmaze-large-play-v0": {"critic_layers": 3},
     "antmaze-large-diverse-v0": {"critic_layers": 3},
 }
@@ -504,23 +519,23 @@ DOMAIN_SETTINGS["iql"] = {  # mujoco_config.py, antmaze_config.py and, for both 
 class CQLConfig(CriticConfig):
     """CQL(H) (Kumar et al. 2020). The official code's README and d4rl/examples, where a row names no other source.
 
-    The length is the paper's 10^6 steps; the example scripts go on to 3 * 10^6. They call `bc_steps`
-    `policy_eval_start`.
+    The length is the paper's 10^6 steps; the example scripts go on to 3 * 10^6. Their `policy_eval_start` is 40,000,
+    and their loop, which counts from 1, clones below it: `bc_steps` is one less.
     """
 
     learning_rate: float = setting(1e-4, "Adam's rate for the policy and its entropy's weight", above=0)
     min_q_weight: float = setting(5.0, "weight of the conservative term", at_least=0)
     target_action_gap: float = setting(-1.0, "where a multiplier holds the conservative term; below 0: no multiplier")
     max_q_backup: bool = setting(False, "take each critic's best of 10 next actions in the target")
-    bc_steps: int = setting(40_000, "first steps, in which the policy clones the data", at_least=0, scales=True)
+    bc_steps: int = setting(39_999, "first steps, in which the policy clones the data", at_least=0, scales=True)
 
 
 CONFIGS["cql"] = CQLConfig
 DOMAIN_SETTINGS["cql"] = {
-    # AntMaze: the official README; Adroit: CORL (tinkoff-ai/CORL, configs/offline/cql/pen), for want of official ones,
-    # without its state normalisation. Kitchen's are published nowhere: the defaults.
+    # AntMaze: the official README; Adroit: the main branch of CORL (tinkoff-ai/CORL, configs/offline/cql/pen), for want
+    # of official ones, without its state normalisation. Kitchen's are published nowhere: the defaults.
     "antmaze": {"reward_tune": "cql_antmaze", "target_action_gap": 5.0},
-    "adroit": {"learning_rate": 3e-5, "min_q_weight": 1.0, "target_action_gap": 5.0},
+    "adroit": {"min_q_weight": 1.0, "bc_steps": 0},
     "bandit": {"bc_steps": 1000},  # the usual number is twice the run's length
 }
 TASK_SETTINGS["cql"] = {
@@ -611,7 +626,7 @@ class QGPOConfig(CriticConfig):
 
 CONFIGS["qgpo"] = QGPOConfig
 DOMAIN_SETTINGS["qgpo"] = {
-    "locomotion": {"reward_tune": "iql_returns", "beta_q": 1.0},
+    "locomotion": {"reward_tune": "return_range", "beta_q": 1.0},
     "antmaze": {"reward_tune": "iql_antmaze", "support_actions": 32},
     "bandit": {"pretrain_epochs": 20, "critic_epochs": 10, "learning_rate": 1e-3},
 }

@@ -111,7 +111,7 @@ def start(options: Namespace) -> int:
     device = torch.device("cpu") if options.export else resolve_device(options.device)
     changes = {} if options.action_candidates is None else {"action_candidates": options.action_candidates}
     paths = find(options.run)
-    if threads := options.threads or read_config(paths[0].parent)["run"].get("threads"):
+    if threads := options.threads or read_config(paths[0].parent).get("threads"):
         torch.set_num_threads(threads)
     known: dict[str, Callable[[Trained, Namespace], None]] = {"video": record, "export": export, "collect": collect}
     actions = [action for name, action in known.items() if getattr(options, name)]

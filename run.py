@@ -12,25 +12,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import utils.interrupts  # noqa: F401  first, for what follows takes seconds to import
+
+# isort: split
 import torch
 
 from agents import AGENTS
 from agents.parts.agent import Agent
 from utils import sources
-from utils.errors import UserError
+from utils.errors import user_errors
 from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
+from utils.process import Stop, lasting_output
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, owner, prepare_folders
+from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
+from utils.runs.journal import Journal
 from utils.runs.locks import RunLock
 from utils.runs.log import Bar, SeedLog
-from utils.runs.summary import save_curve, summary_table
+from utils.runs.summary import show_scores
 from utils.seeding import torch_generators
-from utils.stopping import Stop
 from utils.training.capture import acting, choose_mode
 from utils.training.evaluation import Evaluator
 from utils.training.faults import Watch, value_bound
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import Runner
+from utils.training.threads import choose as choose_threads
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,11 @@ class Training:
     agent: Agent
     runner: Runner
     watch: Watch
-    parts: Mapping[str, checkpoint.Part]  # all that a checkpoint holds, by name
+    parts: Mapping[str, Any]  # all that a checkpoint holds beside an evaluation under way
     evaluator: Evaluator | None  # None where the task has no environment here
-    logs: Sequence[SeedLog]
-    bar: Bar
+    journal: Journal
     stop: Stop
     resources: ExitStack  # to be closed at the end
-
-    def save(self) -> None:
-        """A checkpoint of this moment."""
-        checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs], self.owners)
 
     @property
     def ending(self) -> bool:
@@ -66,7 +66,8 @@ class Training:
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; the exit code is 2 for what the user can fix, 1 if no seed is left, 128 + n for signal n."""
-    return command_line("run.py", lambda: start(parse(argv, AGENTS)))
+    with lasting_output():
+        return command_line("run.py", lambda: start(parse(argv, AGENTS)))
 
 
 def start(options: Namespace) -> int:
@@ -74,8 +75,7 @@ def start(options: Namespace) -> int:
     if options.print_config:
         print(config_table(options))
         return 0
-    training = setup(options)
-    with training.resources:
+    with (training := setup(options)).resources:
         train(training)
     return show(training)
 
@@ -87,19 +87,21 @@ def setup(options: Namespace) -> Training:
     total_steps = config.num_epochs * config.num_steps_per_epoch
     source = sources.choose(options.env_name, options.dataset, options.backend, options.local_size, not options.quiet)
     folders = [Path(options.dir) / options.algo / options.env_name / f"seed_{seed}" for seed in seeds]
-    if options.threads:
+    if options.threads != "auto":  # for the data, too
         torch.set_num_threads(options.threads)
     dataset = source.load()
     keep_freed_memory(device)
     with ExitStack() as stack:
         stack.enter_context(closing(RunLock(folders)))
-        tuned = dataset.tuned(config.reward_tune)
-        environments = source.environments(len(seeds) * config.eval_episodes)
-        mode, why = choose_mode(options.execution, device, total_steps)
+        tuned, environments = dataset.tuned(config.reward_tune), source.environments(len(seeds) * config.eval_episodes)
+        held = partial(recorded, folders if options.resume else ())  # a resumed run keeps what it began with
+        mode, why = choose_mode(options.execution, device, total_steps, held("execution", str))
         max_action = environments.max_action if environments else 1.0
         make = partial(make_agent, options, dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
         agent = make(load=options.load_published)
-        runner = Runner(agent, tuned.to(device), config.batch_size, torch_generators(seeds, "training", device), mode)
+        table, used = tuned.to(device), held("threads", int)
+        threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size, total_steps)
+        runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         evaluator = None
         if environments is not None:
@@ -110,52 +112,49 @@ def setup(options: Namespace) -> Training:
         run = {name: value for name, value in vars(options).items() if name not in settings}
         sizes = {"state_dim": dataset.state_dim, "action_dim": dataset.action_dim, "max_action": max_action}
         described = describe_run(settings, run, device, {"source": dataset.source, **sizes, **dataset.info})
-        configs = [{**described, "seed": seed, "execution": runner.mode} for seed in seeds]
+        configs = [{**described, "seed": seed, "execution": runner.mode, "threads": threads} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
-        parts: dict[str, checkpoint.Part] = {"agent": agent, "runner": runner, "watch": watch}
+        parts: dict[str, Any] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
             checkpoint.restore(parts, states)
-        log = partial(SeedLog, metrics=agent.METRICS, step=agent.step, settings=described["settings"])
-        logs = [stack.enter_context(closing(log(folder))) for folder in folders]
+        if states is not None and evaluator:
+            evaluator.resume([state.get("evaluation", {}) for state in states])
+        opened = (SeedLog(folder, agent.METRICS, agent.step, described["settings"]) for folder in folders)
+        logs = [stack.enter_context(closing(log)) for log in opened]
         title, first = f"{options.algo} {options.env_name}", agent.first_step
         bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
-        where = f"seeds {seeds}, {device}, {runner.mode} ({why})"
+        where = f"seeds {seeds}, {device}, {runner.mode} ({why}), threads {threads} ({so_many})"
         bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
-        score = dataset.info.get("behaviour_score")
-        owners = [owner(config) for config in configs]
-        if states is None:  # no folder has evaluations and nothing to continue from
-            checkpoint.save_run(folders, parts, [log.sync() for log in logs], owners)
+        score, owners = dataset.info.get("behaviour_score"), [owner(config) for config in configs]
         return Training(options, config, total_steps, source, score, folders, owners, agent, runner, watch, parts,
-                        evaluator, logs, bar, Stop(), stack.pop_all())  # fmt: skip
+                        evaluator, Journal(logs, bar, agent.SHOWN), Stop(), stack.pop_all())  # fmt: skip
 
 
 def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None = None) -> Agent:
     """The agent of `--algo` at its first step, or at step 0 with published weights, NAME=FILE each."""
-    try:
+    with user_errors():
+        arguments = (*arguments, options.precision)
         agent = AGENTS[options.algo](*arguments)
-        agent.step = agent.first_step  # below 0 with a pretraining
         if load:
             agent.load_published(checkpoint.load_named(load, agent.published_state()[0]))
-            agent.step = 0
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return agent
-
-
-# --- The loop ---------------------------------------------------------------------------------------
+        agent.step = 0 if load else agent.first_step  # which is below 0 with a pretraining
+        return agent
 
 
 def train(t: Training) -> None:
     """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end.
 
-    A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal;
-    never while an evaluation is under way, so that each is complete.
+    A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal.
     """
     steps, saved_at = t.config.num_steps_per_epoch, time.monotonic()
+    if not all((folder / checkpoint.CURRENT).exists() for folder in t.folders):
+        save(t)  # before anything else: no folder ever has evaluations and nothing to continue from
     with t.stop:
         while t.agent.step < t.total_steps and not t.ending:
-            started = time.perf_counter()
+            started, mode = time.perf_counter(), t.runner.mode
             t.runner.run(steps)
+            if t.runner.mode != mode:  # a later phase got no graph
+                note_execution(t.folders, t.runner.mode)
             write_metrics(t, steps, started)
             epoch, last = t.agent.step // steps, t.agent.step >= t.total_steps
             due = epoch > 0 and (epoch % t.config.eval_interval == 0 or last)
@@ -166,25 +165,17 @@ def train(t: Training) -> None:
             if due and t.options.save_best_model:
                 checkpoint.save_published(t.folders, t.agent.published_state(), epoch)
             late = time.monotonic() - saved_at > 60 * t.options.checkpoint_interval
-            under_way = t.evaluator is not None and t.evaluator.under_way
-            if not under_way and (arrived or due or late or t.ending):
-                save(t)
-                saved_at = time.monotonic()
-
-
-def save(t: Training) -> None:
-    """A checkpoint of this moment."""
-    checkpoint.save_run(t.folders, t.parts, [log.sync() for log in t.logs], t.owners)
+            if arrived or late or t.ending or (due and not t.evaluator):
+                saved_at = save(t)
+        if collect(t, wait=True):  # begun before a run was resumed that has nothing left to train, or before a signal
+            save(t)
 
 
 def write_metrics(t: Training, steps: int, started: float) -> None:
     """A row per seed. Reading the metrics waits for the device, so the time includes all queued work."""
     means = {name: value.cpu().numpy() for name, value in t.runner.metrics().items()}
-    rate, logged = steps / (time.perf_counter() - started), t.watch.running.copy()
-    for k, event in enumerate(t.watch.look(means)):
-        if logged[k]:
-            t.logs[k].metrics(t.agent.step, {n: float(v[k]) for n, v in means.items()}, rate, event)
-    t.bar.advance(steps, **{name: means[name].mean() for name in t.agent.SHOWN if name in means})
+    rate, running = steps / (time.perf_counter() - started), t.watch.running.copy()
+    t.journal.metrics(t.agent.step, steps, means, rate, running, t.watch.look(means))
 
 
 def collect(t: Training, wait: bool) -> bool:
@@ -192,29 +183,26 @@ def collect(t: Training, wait: bool) -> bool:
     if t.evaluator is None or (collected := t.evaluator.collect(wait)) is None:
         return False
     step, episodes = collected
-    scores = t.source.normalized_score(episodes.returns)
-    played = [k for k, lengths in enumerate(episodes.lengths) if lengths.any()]  # seeds that have stopped do not
-    for k in played:
-        t.logs[k].evaluation(step, episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k])
-    means = scores[played].mean(axis=1)
-    t.bar.advance(0, score=float(means.mean()))
-    each = f"  (seeds {', '.join(f'{score:.1f}' for score in means)})" if len(means) > 1 else ""
-    t.bar.note(f"step {step:>9,}  normalised score {means.mean():6.1f}{each}")
+    t.journal.evaluation(step, t.source.normalized_score(episodes.returns), **vars(episodes))
     return True
+
+
+def save(t: Training) -> float:
+    """A checkpoint of everything in each seed's folder, the evaluation under way included; the time of the clock."""
+    parts = t.parts if t.evaluator is None else {**t.parts, "evaluation": t.evaluator}
+    checkpoint.save_run(t.folders, parts, t.journal.sync(), t.owners)
+    return time.monotonic()
 
 
 def show(t: Training) -> int:
     """Say how it ended: the scores of every seed, or why there are none; the exit code."""
-    base = t.folders[0].parent
     if t.stop.signal:
-        t.bar.note(f"stopped at step {t.agent.step}; continue with --resume")
+        t.journal.bar.note(f"stopped at step {t.agent.step}; continue with --resume")
         return 128 + t.stop.signal
     if not t.watch.running.any():
-        print(f"run.py: no seed is left, their numbers are not finite: {base}", file=sys.stderr)
+        print(f"run.py: no seed is left, their numbers are not finite: {t.folders[0].parent}", file=sys.stderr)
         return 1
-    print(summary_table(t.folders, t.behaviour_score))
-    curve = save_curve(t.folders, f"{t.options.algo} on {t.options.env_name}", t.behaviour_score)
-    print(f"results in {base}" + (f", learning curve in {curve}" if curve else ""))
+    show_scores(t.folders, f"{t.options.algo} on {t.options.env_name}", t.behaviour_score)
     return 0
 
 

@@ -5,12 +5,14 @@
 
 The data's policy is modelled by a variational autoencoder. The discrepancy is taken between actions before the tanh,
 whose gradient does not vanish at the edge of the action box. It follows the authors' code in D4RL-Evaluations, bear/:
-two critics rather than a larger ensemble. The multiplier's logarithm is what is learnt.
+two critics rather than a larger ensemble, and the policy's gradient taken before the critics' step. The multiplier's
+logarithm is what is learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from agents.parts.critics import TwinCritic
 from agents.parts.draws import Rng, candidates_best, normals
 from agents.parts.losses import mmd, soft_clipped_backup, td_target, twin_error
 from agents.parts.multiplier import Multiplier
+from agents.parts.parameters import rlkit_init
 from agents.parts.policies import TanhGaussian
 from agents.parts.vae import VariationalAutoencoder
 
@@ -38,9 +41,10 @@ class BEAR(Agent):
 
     def build(self) -> None:
         c, widths = self.config, [self.config.hidden_dim] * 2
-        self.actor = self.learn("actor", TanhGaussian(self.sizes, widths), c.learning_rate)
+        actor_init, critic_init = partial(rlkit_init, bound=1e-3), partial(rlkit_init, bound=3e-3)  # their `init_w`
+        self.actor = self.learn("actor", TanhGaussian(self.sizes, widths), c.learning_rate, actor_init)
         critic = TwinCritic(self.sizes, widths, torch.relu, names=("l",))
-        self.critic = self.learn("critic", critic, c.critic_learning_rate)
+        self.critic = self.learn("critic", critic, c.critic_learning_rate, critic_init)
         self.vae = self.learn("vae", VariationalAutoencoder(self.sizes, c.vae_hidden_dim), c.vae_learning_rate)
         self.critic_target = self.average_of("critic_target", self.critic, 1 - c.tau)
         self.constant_critic = self.critic.frozen()
@@ -61,8 +65,9 @@ class BEAR(Agent):
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         metrics = self.descend("vae", self.behaviour_loss(batch, draws))
-        metrics |= self.descend("critic", self.critic_loss(batch, draws))
-        metrics |= self.descend("actor", self.policy_loss(batch, draws))
+        metrics |= self.descend_together(
+            {"critic": self.critic_loss(batch, draws), "actor": self.policy_loss(batch, draws)}
+        )
         metrics |= self.ascend("alpha", metrics["mmd"] - self.config.mmd_threshold)
         self.critic_target.follow(self.critic)
         return metrics

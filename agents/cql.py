@@ -11,7 +11,7 @@ the first `bc_steps` the policy clones the data. Numbers without a name are thos
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -22,19 +22,13 @@ from agents.parts.critics import TwinCritic
 from agents.parts.draws import Rng, normals, uniforms
 from agents.parts.losses import conservative_gap, td_target
 from agents.parts.multiplier import Multiplier
-from agents.parts.parameters import Parameters, default_init, shrink_layer
+from agents.parts.parameters import rlkit_init
 from agents.parts.policies import TanhGaussian
 
 LAYERS = 3  # hidden layers of every network
 SAMPLES = 10  # actions per state of each of the three kinds in the sum over actions, and of the max-Q backup
 MULTIPLIER_LIMIT = 1e6
 CLONING, IMPROVING = 0, 1  # phases
-
-
-def small_end(parameters: Parameters, generators: Sequence[torch.Generator], layer: str, bound: float) -> None:
-    """PyTorch's default, but the last layer ~ U(-bound, bound)."""
-    default_init(parameters, generators)
-    shrink_layer(parameters, layer, bound)
 
 
 class CQL(Agent):
@@ -48,10 +42,10 @@ class CQL(Agent):
 
     def build(self) -> None:
         c, widths = self.config, [self.config.hidden_dim] * LAYERS
-        init = partial(small_end, layer="net.6", bound=1e-3)  # policies.py: init_w
-        self.actor = self.learn("actor", TanhGaussian(self.sizes, widths), c.learning_rate, init)
-        init = partial(small_end, layer="6", bound=3e-3)  # rlkit's networks
-        self.critic = self.learn("critic", TwinCritic(self.sizes, widths, torch.relu), c.critic_learning_rate, init)
+        actor_init, critic_init = partial(rlkit_init, bound=1e-3), partial(rlkit_init, bound=3e-3)  # their `init_w`
+        self.actor = self.learn("actor", TanhGaussian(self.sizes, widths), c.learning_rate, actor_init)
+        critic = TwinCritic(self.sizes, widths, torch.relu)
+        self.critic = self.learn("critic", critic, c.critic_learning_rate, critic_init)
         self.critic_target = self.average_of("critic_target", self.critic, 1 - c.tau)
         self.constant_critic = self.critic.frozen()
         alpha = Multiplier(self.sizes, log=True, of_log=True)  # the entropy's weight

@@ -1,7 +1,7 @@
 """SfBC: selecting from behaviour candidates (Chen et al. 2023, arXiv 2209.14548).
 
     mu(a | s)    a diffusion model of the data's actions
-    R_n^k = r_n + gamma max(R_{n+1}^k, V^{k-1}(s_{n+1}))    in-sample planning, R^0 the data's own returns
+    R_n^k = max(r_n + gamma R_{n+1}^k, V^{k-1}(s_n))       in-sample planning, R^0 the data's own returns
     Q <- min E[(Q(s, a) - R^k)^2]                          anew for every k
     V(s) = sum_j softmax_j(alpha Q(s, a_j)) Q(s, a_j),   a_j ~ mu(. | s)
 
@@ -9,13 +9,12 @@ At evaluation candidates are drawn from mu and one is taken with probability sof
 averaged (locomotion, as published). The behaviour model is trained first, in steps with negative numbers, and then
 stands still; Q's steps count from 0, with new returns every `plan_interval` steps.
 
-The official code (ChenDRAG/SfBC) is followed in widths, rates and lengths, and in that Q learns returns of mean 0 and
-deviation 1 and starts from its first weights after each planning. Its plan is R_n = max(r_n + gamma R_{n+1}, V(s_n)),
-which also lifts the return of a bad action to its state's value; here the paper's equation holds. A planned return goes
-on with V at a time limit (in the code with 0). V's candidates are drawn anew at each planning (the code keeps one set).
-The code's solver integrates the predicted noise: as good with its 15 steps, but with 5 its samples fly apart, a hundred
-times as wide as the data, since the first stride begins where next to no signal is left; so here it is the predicted
-action that is integrated.
+The official code (ChenDRAG/SfBC) is followed; Q learns returns of mean 0 and deviation 1 and starts from its first
+weights after each planning. Its plan also lifts the return of a bad action to its state's value, and takes 0 for what
+comes after a time limit; the paper's, by `paper_planning`, is R_n = r_n + gamma max(R_{n+1}, V(s_{n+1})), and goes on
+with V there. Its solver integrates the predicted noise. With few steps such samples fly apart, since the first stride
+begins where next to no signal is left: `predict_data` integrates the predicted action. V's candidates are drawn anew at
+each planning (the code keeps one set).
 """
 
 from __future__ import annotations
@@ -45,10 +44,11 @@ class SfBC(Agent):
 
     def build(self) -> None:
         c = self.config
-        widths = [self.state_dim + self.action_dim, *[c.hidden_dim] * c.critic_layers, 1]
+        hidden = [2 * c.hidden_dim] * (c.critic_layers - 2) + [c.hidden_dim] * min(c.critic_layers, 2)
+        widths = [self.state_dim + self.action_dim, *hidden, 1]
         # First: a planning makes the same weights again.
         self.critic = self.learn("critic", MLP(widths, self.sizes, silu, "sort"), c.critic_learning_rate)
-        solver = Solver(c.diffusion_steps, order=3, data=True, device=self.device)
+        solver = Solver(c.diffusion_steps, order=3, data=c.predict_data, device=self.device)
         self.actor = self.learn("actor", ScorePolicy(self.sizes, solver, c.hidden_dim), c.learning_rate)
         # The returns, and the same with mean 0 and deviation 1, which Q learns; a planning reads the scale off both.
         self.planned = {"returns": 1, "targets": 1}
@@ -75,37 +75,40 @@ class SfBC(Agent):
 
     def plan(self, transitions: Transitions, rng: Rng, columns: Mapping[str, Tensor]) -> None:
         """The data's returns before the first step, planned returns later; then Q starts anew."""
-        ends, rewards = transitions.ends, self._rewards(transitions)
+        ends, rewards = transitions.ends, self._column(transitions, "rewards")
         factors = (self.config.discount * (~ends).float()).expand(rewards.shape)
         if self.plan_step(self.step) == 0:
             returns = backward(rewards, factors)
         else:
-            # Where a trajectory ends there is no R_{n+1}, only V, if the environment goes on.
-            bootstrapped = rewards + self.config.discount * self._next_values(transitions, rng, columns)
-            returns = backward(torch.where(ends, bootstrapped, rewards), factors, bootstrapped)
+            if self.config.paper_planning:
+                # Where a trajectory ends there is no R_{n+1}, only V, if the environment goes on.
+                ahead = self._values(transitions, "next_states", rng, columns)
+                bootstrapped = rewards + self.config.discount * ahead * self._column(transitions, "not_dones")
+                returns = backward(torch.where(ends, bootstrapped, rewards), factors, bootstrapped)
+            else:
+                returns = backward(rewards, factors, self._values(transitions, "states", rng, columns))
             self.critic.initialize(self.init_generators())
             self.optimizers["critic"].reset()
         mean, deviation = _scale(returns)
         columns["returns"].copy_(returns.unsqueeze(2))
         columns["targets"].copy_(((returns - mean) / deviation).unsqueeze(2))
 
-    def _rewards(self, transitions: Transitions) -> Tensor:
-        """Every transition's reward, the same for all seeds: [S, N]."""
-        rewards = [transitions.block(start, stop)["rewards"][:, 0] for start, stop in blocks(transitions.size)]
-        return torch.cat(rewards).expand(self.num_seeds, -1)
+    def _column(self, transitions: Transitions, name: str) -> Tensor:
+        """Every transition's number of that name, the same for all seeds: [S, N]."""
+        rows = [transitions.block(start, stop)[name][:, 0] for start, stop in blocks(transitions.size)]
+        return torch.cat(rows).expand(self.num_seeds, -1)
 
-    def _next_values(self, transitions: Transitions, rng: Rng, columns: Mapping[str, Tensor]) -> Tensor:
-        """V(s_{n+1}) of the Q at hand, 0 after a terminal: [S, N]."""
+    def _values(self, transitions: Transitions, at: str, rng: Rng, columns: Mapping[str, Tensor]) -> Tensor:
+        """V, by the Q at hand, of each transition's states or next_states: [S, N]."""
         c, n = self.config, self.num_seeds
         mean, deviation = _scale(columns["returns"].squeeze(2))
         values = torch.empty(n, transitions.size, device=self.device)
         for start, stop in blocks(transitions.size):
-            rows = transitions.block(start, stop)
-            states = rows["next_states"].expand(n, -1, -1)
+            states = transitions.block(start, stop)[at].expand(n, -1, -1)
             noise = normals(rng, n, 1, (stop - start, c.plan_actions, self.action_dim))[0].flatten(1, 2)
             q = self.value(states, self.actor.sample(states, noise)).unflatten(1, (stop - start, -1))
             v = ((c.alpha * q).softmax(dim=2) * q).sum(dim=2)
-            values[:, start:stop] = (v * deviation + mean) * rows["not_dones"][:, 0]
+            values[:, start:stop] = v * deviation + mean
         return values
 
     # --- The update: Algorithm 1 ------------------------------------------------------------------------

@@ -32,7 +32,7 @@ WAYS = ("default", "kept")
 
 
 def measure(algo: str, env_name: str, seeds: int, seconds: float, way: str) -> dict[str, float]:
-    """Steps and page faults a step of this process, after it has warmed up."""
+    """Steps and page faults per step of this process, after it has warmed up."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
     if way == "kept" and not keep_freed_memory(device):
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if options.way:
         print(json.dumps(measure(options.algos[0], options.env_name, options.seeds, options.seconds, options.way)))
         return
-    columns = ["algorithm", "seeds", "steps/s, default", "kept", "page faults a step, default", "kept",
+    columns = ["algorithm", "seeds", "steps/s, default", "kept", "page faults per step, default", "kept",
                "peak MiB, default", "kept", "ratio of speeds"]  # fmt: skip
     command = f"python -m benchmarks.memory --seeds {options.seeds} --seconds {options.seconds:g}"
     lines = [f"`{command}`; {options.env_name}, one thread, eager, torch {torch.__version__}; medians of "

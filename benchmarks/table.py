@@ -14,6 +14,7 @@ COLUMNS = {
     "seeds": "seeds",
     "threads": "threads",
     "execution": "execution",
+    "precision": "precision",
     "plain_steps_per_s": "plain steps/s",
     "steps_per_s": "steps/s",
     "seed_steps_per_s": "seed-steps/s",
@@ -25,7 +26,8 @@ COLUMNS = {
 
 def table(folder: Path, name: str) -> str:
     """Rows of `training_*_<name>.json`, in the files' order."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"training_*_{name}.json"))]
+    paths = sorted(folder.glob(f"training_*_{name}.json"))
+    results = [{"precision": "float32", **json.loads(path.read_text(encoding="utf-8"))} for path in paths]
     if not results:
         raise SystemExit(f"benchmarks.table: no training_*_{name}.json in {folder}")
     first = results[0]

@@ -22,6 +22,7 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
+from agents.parts.precision import PRECISIONS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
 from benchmarks.plain_dtql import PlainDTQL
 from utils.data.dataset import Dataset
@@ -103,7 +104,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory(device)  # as run.py does; the plain form, in the same process, gains from it too
     seeds = list(range(options.seeds))
     mode, _ = choose_mode(options.execution, device, 10**9)
-    agent = AGENTS[options.algo](dataset.state_dim, dataset.action_dim, 1.0, config, seeds, device)
+    sizes = dataset.state_dim, dataset.action_dim, 1.0
+    agent = AGENTS[options.algo](*sizes, config, seeds, device, options.precision)
     table = dataset.to(device)
     flops = flops_per_step(agent, *one_batch(agent, table, config.batch_size, seeds, device))
     if device.type == "cuda":
@@ -136,6 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seeds": options.seeds,
         "batch_size": config.batch_size,
         "execution": runner.mode,
+        "precision": options.precision,
         "warm_up_s": warm_up,
         "repeats": options.repeats,
         "plain_steps_per_s": plain_rate,
@@ -187,13 +190,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--env_name", default="halfcheetah-medium-v2")
     flags.add_argument("--device", default="auto")
     flags.add_argument("--execution", default="auto", choices=MODES)
+    flags.add_argument("--precision", default="float32", choices=PRECISIONS)
     flags.add_argument("--seeds", type=int, default=1, help="number of seeds trained at once")
     flags.add_argument("--threads", type=int)
     flags.add_argument("--T", type=int)
     flags.add_argument("--batch_size", type=int)
     flags.add_argument("--rows", type=int, default=100_000, help="transitions in the random dataset")
     flags.add_argument("--steps", type=int, default=100, help="steps of ours a repeat")
-    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps a repeat")
+    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps per repeat")
     flags.add_argument("--repeats", type=int, default=5)
     flags.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="time the plain form too")
     flags.add_argument("--json", action="store_true")

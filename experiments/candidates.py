@@ -1,6 +1,6 @@
 """Not in the paper: what the settings that rule acting alone are worth.
 
-The published code draws 50 actions a state and takes one by softmax of the critics (DEVIATIONS 7); the paper does not
+The published code draws 50 actions per state and takes one by softmax of the critics (D7); the paper does not
 say so. IDQL-A chooses its number of candidates N a task, QGPO its guidance scale, both on test episodes. Training does
 not depend on any of these, so every run is trained once and its last policy evaluated with each value, on the same
 start states.

@@ -198,7 +198,7 @@ def _histogram(values: Sequence[float]) -> Iterable[str]:
 
 
 def _grid(name: str, ranges: dict[str, list[float]]) -> Iterable[str]:
-    """Three dimensions a line, so that 29 of them fit."""
+    """Three dimensions per line, so that 29 of them fit."""
     yield name
     cells = [
         f"{k:>4}: {low:.3g} … {high:.3g} ({mean:.3g})"

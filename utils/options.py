@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import warnings
@@ -12,10 +13,13 @@ from typing import Any, NoReturn
 import torch
 
 import hyperparameters
-from utils.errors import UserError
+from utils.errors import UserError, user_errors
 from utils.files import first_line, print_any_text
+from utils.process import INTERRUPTED
 
 MAX_SEEDS = 1024
+LARGEST_FLOAT, LARGEST_INT = float(torch.finfo(torch.float32).max), 2**63 - 1
+MAX_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +49,19 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     where = parser.add_argument_group("where and how to run")
     where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
     where.add_argument("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
-    where.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    where.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "tf32", "bfloat16"),
+        help="of the update's matrix products: float32 (as published), tf32 (GPUs) or bfloat16 (docs/speed.md)",
+    )
+    where.add_argument(
+        "--threads",
+        type=thread_number,
+        default="auto",
+        metavar="NUMBER",
+        help="CPU threads, or auto: the fastest for a few steps (default: %(default)s)",
+    )
     where.add_argument(
         "--backend",
         default="mujoco",
@@ -82,6 +98,13 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     return parser
 
 
+def thread_number(text: str) -> int | str:
+    """A number of threads, or `auto`. Raises ArgumentTypeError for anything else."""
+    if text == "auto" or (text.isdecimal() and len(text) < 5 and 1 <= int(text) <= MAX_THREADS):
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"takes auto or a number between 1 and {MAX_THREADS}, not {text!r}")
+
+
 def _add_setting(group: argparse._ArgumentGroup, name: str, default: Any, about: hyperparameters.About) -> None:
     names = [f"--{name}"] + ([f"--{about.alias}"] if about.alias else [])
     text = f"{about.help} (default: {default})".replace("%", "%%")
@@ -101,8 +124,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     options = build_parser(algo, algorithms).parse_args(argv)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if options.threads is not None and not 1 <= options.threads <= 1024:
-        raise UserError(f"--threads must lie between 1 and 1024, not {options.threads}")
+    if options.local_size >= 2**31:
+        raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
@@ -116,10 +139,14 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[Any, str]]]:
     """The algorithm's settings, and each one's value and origin. Raises UserError for one that cannot be."""
-    try:
-        return hyperparameters.resolve(options.algo, options.env_name, overrides(options))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    with user_errors():
+        config, settings = hyperparameters.resolve(options.algo, options.env_name, overrides(options))
+    for name, (value, _) in settings.items():
+        if isinstance(value, float) and math.isfinite(value) and abs(value) > LARGEST_FLOAT:
+            raise UserError(f"{name} must lie within ±{LARGEST_FLOAT:.3g}, what a float32 holds, not {value:.3g}")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise UserError(f"{name} must lie within ±2^63, not {value}")
+    return config, settings
 
 
 def config_table(options: argparse.Namespace) -> str:
@@ -179,17 +206,23 @@ def resolve_device(text: str) -> torch.device:
 
 
 def command_line(prog: str, act: Callable[[], int | None]) -> int:
-    """Run a command; its exit code, 0 for None. 2 and one line, `PROG: what is wrong`, for what the user can fix."""
+    """Run a command; its exit code, 0 for None.
+
+    2 and one line, `PROG: what is wrong`, for what the user can fix; 130 and one line after Ctrl-C.
+    """
     show_warnings_as_lines()
     try:
         code = act()
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code or 0
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
     except BrokenPipeError:  # a pager or `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if (line := out_of_memory(error)) is None:
             raise

@@ -125,7 +125,7 @@ def film(trained: Trained, path: Path, fresh: bool, quiet: bool = True) -> Episo
     """One episode of one seed as a video. Raises UserError where there is nothing to see, or as `Film`."""
     with closing(trained.source.watched()) as environments, Film(path, environments.fps) as frames:
 
-        def act(states: Tensor, rng: Any, active: Tensor) -> Tensor:
+        def act(states: Tensor, rng: Any, active: Tensor | None = None) -> Tensor:
             frames.add(environments.frame())
             return trained.agent.act(states, rng, active)
 
@@ -139,8 +139,9 @@ def _episodes(trained: Trained, environments: Environments, act: Any, fresh: boo
     agent, total = trained.agent, environments.num_envs
     with tqdm(total=environments.max_episode_steps, desc="playing", unit="step", disable=quiet) as bar:
 
-        def shown(states: Tensor, rng: Any, active: Tensor) -> Tensor:
-            bar.set_postfix_str(f"{total - int(active.sum())} of {total} episodes over", refresh=False)
+        def shown(states: Tensor, rng: Any, active: Tensor | None = None) -> Tensor:
+            over = 0 if active is None else total - int(active.sum())
+            bar.set_postfix_str(f"{over} of {total} episodes over", refresh=False)
             bar.update()
             return act(states, rng, active)
 

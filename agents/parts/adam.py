@@ -31,7 +31,8 @@ class Adam:
         device = parameters.flat.device
         self.rate = torch.tensor(float(learning_rate), device=device)
         options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
-        self._adam = torch.optim.AdamW([self.flat], lr=self.rate, weight_decay=weight_decay, **options)
+        kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
+        self._adam = kind([self.flat], lr=self.rate, weight_decay=weight_decay, **options)
         # It would warn of steps that are not captured, and a capture is always preceded by some.
         self._adam._warned_capturable_if_run_uncaptured = True
         self._allocate()

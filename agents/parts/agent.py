@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from agents.parts import precision as precisions
 from agents.parts.adam import Adam, cosine_decay, learning_rate_factor
 from agents.parts.draws import Rng
 from agents.parts.multiplier import Multiplier
@@ -77,10 +79,12 @@ class Agent:
         config: Any,
         seeds: Sequence[int],
         device: torch.device | str = "cpu",
+        precision: str = "float32",
     ) -> None:
         self.state_dim, self.action_dim, self.max_action = state_dim, action_dim, float(max_action)
         self.config, self.seeds, self.device = config, list(seeds), torch.device(device)
-        self.num_seeds = len(self.seeds)
+        self.num_seeds, self.precision = len(self.seeds), precision
+        precisions.check(precision, self.device)
         if self.num_seeds == 0:
             raise ValueError("an agent needs at least one seed")
         self.sizes = Sizes(state_dim, action_dim, self.max_action, self.num_seeds, self.device)
@@ -98,9 +102,13 @@ class Agent:
         self._decaying: tuple[str, ...] | None = None  # see `decay_every_step`
         self._clock = torch.zeros((), device=self.device)
         self.build()
+        if precision == "bfloat16":
+            for name in self.COMPILED:
+                setattr(self, name, precisions.bfloat16(getattr(self, name), self.device))
 
     def build(self) -> None:
         """Name the networks with `learn` and `average_of`, in the order in which their initial weights are drawn."""
+        raise NotImplementedError
 
     # --- Naming what learns -----------------------------------------------------------------------------
 
@@ -150,7 +158,7 @@ class Agent:
         self._decaying = names
 
     def init_generators(self) -> list[torch.Generator]:
-        """One CPU generator a seed for the initial weights: the same start on every device."""
+        """One CPU generator per seed for the initial weights: the same start on every device."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     # --- What depends on the step number alone --------------------------------------------------------
@@ -211,9 +219,14 @@ class Agent:
         `not_due` is one tensor of NaNs, so `value is agent.not_due` tells without waiting for the device.
         """
         self.prepare()
-        metrics = self.gradient_step(batch, draws, self.step)
+        with self.updating():
+            metrics = self.gradient_step(batch, draws, self.step)
         self.step += 1
         return {name: metrics.get(name, self.not_due) for name in self.METRICS}
+
+    def updating(self) -> AbstractContextManager[object]:
+        """What surrounds losses and their gradients, so that their products have the update's precision."""
+        return precisions.updating(self.precision)
 
     def descend(self, name: str, outcome: Outcome) -> dict[str, Tensor]:
         """One step of an optimiser down a loss [S]; the loss' metrics, and the gradient's norm before clipping."""
@@ -257,7 +270,7 @@ class Agent:
         with torch.no_grad():
             if active is None:
                 return self.actions_in_chunks(states, noise)
-            # A fixed number of rows a seed, padded: the batched products need one shape for all seeds.
+            # A fixed number of rows per seed, padded: the batched products need one shape for all seeds.
             rows = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(active.sum(1).max())]
             seeds = torch.arange(states.shape[0], device=rows.device).unsqueeze(1)
             chosen = self.actions_in_chunks(states[seeds, rows], {k: v[seeds, rows] for k, v in noise.items()})
@@ -269,6 +282,10 @@ class Agent:
         """`actions_for`, so many states at a time that their candidates fit a CPU's cache and a GPU's memory."""
         candidates = self.num_seeds * getattr(self.config, "action_candidates", 1)
         at_once = max(1, CHUNK["cpu" if self.device.type == "cpu" else "gpu"] // candidates)
+        with precisions.acting(self.precision):
+            return self._actions_at_once(states, noise, at_once)
+
+    def _actions_at_once(self, states: Tensor, noise: Mapping[str, Tensor], at_once: int) -> Tensor:
         if states.shape[1] <= at_once:
             return self.actions_for(states, noise)
         split = {name: value.split(at_once, dim=1) for name, value in noise.items()}

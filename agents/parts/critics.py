@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agents.parts.layers import FLAX_EPSILON, Activation, Chain, first_layer, layer_norm, layer_shapes, linear, mish
+from agents.parts.layers import (
+    FLAX_EPSILON,
+    Activation,
+    Chain,
+    first_layer,
+    head,
+    layer_norm,
+    layer_shapes,
+    linear,
+    mish,
+)
 from agents.parts.parameters import Network, Parameters, Sizes
 
 
@@ -70,7 +80,8 @@ class TwinCritic(Network):
         for i, layer in enumerate(self.layers[1:]):
             if self.norms:
                 hidden = layer_norm(hidden, p[f"{self.norms[i]}.weight"], p[f"{self.norms[i]}.bias"])
-            hidden = linear(self.activation(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
+            apply = head if layer == self.layers[-1] else linear
+            hidden = apply(self.activation(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
         return hidden.squeeze(-1)
 
     def seed_state(self, seed: int) -> dict[str, Tensor]:
@@ -94,7 +105,7 @@ class TwinCritic(Network):
 
 
 class ValueNetwork(Chain):
-    """V(s): hidden layers of these widths. One member a seed. norm: a layer normalisation of the states, as IDQL's."""
+    """V(s): hidden layers of these widths. A member per seed. norm: a layer normalisation of the states, as IDQL's."""
 
     def __init__(self, sizes: Sizes, widths: Sequence[int], activation: Activation = mish, norm: bool = False) -> None:
         self.norm = norm

@@ -16,6 +16,7 @@ from agents.parts.layers import (
     FLAX_EPSILON,
     TIME_DIM,
     Activation,
+    head,
     layer_norm,
     layer_shapes,
     linear,
@@ -53,7 +54,7 @@ def beta_schedule(name: str, steps: int) -> Tensor:
 
 
 class NoiseNetwork(Network):
-    """epsilon(a^i, s, i): the noise in a diffused action. One member a seed.
+    """epsilon(a^i, s, i): the noise in a diffused action. One member per seed.
 
     Time embedding 16 -> 32 -> 16 with Mish, then three Mish layers of width H over [action | time | state]. The first
     of them is applied in parts: the state's part is the same for all steps of a chain and the time's part the same
@@ -91,11 +92,11 @@ class NoiseNetwork(Network):
         hidden = mish(torch.baddbmm(condition, actions, self._first_weight()[0].mT))
         for layer in ("model.mid_layer.2", "model.mid_layer.4"):
             hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return linear(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
+        return head(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
 
 
 class ResidualNoiseNetwork(Network):
-    """epsilon(a^i, s, i) as a residual network with layer normalisation, IDQL's `LN_Resnet`. One member a seed.
+    """epsilon(a^i, s, i) as a residual network with layer normalisation, IDQL's `LN_Resnet`. One member per seed.
 
     Learnt Fourier features of the step, a cosine and a sine per frequency -> two layers of twice that width; a layer of
     width H over [action | state | time]; `blocks` times x + W2 act(W1 norm(dropout(x))) with 4 H units inside; act, and
@@ -170,7 +171,7 @@ class ResidualNoiseNetwork(Network):
             inside = layer_norm(inside, p[f"{block}.norm.weight"], p[f"{block}.norm.bias"], FLAX_EPSILON)
             inside = self.activation(linear(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"]))
             x = x + linear(inside, p[f"{block}.3.weight"], p[f"{block}.3.bias"])
-        return linear(self.activation(x), p["last.weight"], p["last.bias"])
+        return head(self.activation(x), p["last.weight"], p["last.bias"])
 
 
 class Diffusion:
@@ -206,7 +207,7 @@ class Diffusion:
         timesteps: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        """Denoising loss, mean over rows and dimensions, one value a seed [S].
+        """Denoising loss, mean over rows and dimensions, one value per seed [S].
 
         E || eps - eps_theta(sqrt(alpha-bar_i) a + sqrt(1 - alpha-bar_i) eps, s, i) ||^2, the term L_c of the paper.
         actions, noise [S, B, A]; states [S, B, state_dim]; timesteps [S, B] in 0 .. T - 1.
@@ -258,7 +259,7 @@ class Diffusion:
 
 
 class DiffusionPolicy(NoiseNetwork):
-    """What DiffCPS and Diffusion-QL call the actor: actions by the reverse chain. One member a seed."""
+    """What DiffCPS and Diffusion-QL call the actor: actions by the reverse chain. One member per seed."""
 
     def __init__(self, sizes: Sizes, schedule: str, diffusion_steps: int, hidden_dim: int) -> None:
         super().__init__(sizes, diffusion_steps, hidden_dim)
@@ -282,7 +283,7 @@ class DiffusionPolicy(NoiseNetwork):
 
 
 class ResidualDiffusionPolicy(ResidualNoiseNetwork):
-    """IDQL's model of the data's actions: a residual network, sampled by Ho et al.'s chain. One member a seed."""
+    """IDQL's model of the data's actions: a residual network, sampled by Ho et al.'s chain. One member per seed."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ Rng = torch.Generator | Sequence[torch.Generator | None]
 
 
 def _generators(rng: Rng, seeds: int) -> Sequence[torch.Generator | None]:
-    """One generator a seed; a single one serves all seeds, in order. None is PyTorch's own, of the CPU."""
+    """One generator per seed; a single one serves all seeds, in order. None is PyTorch's own, of the CPU."""
     if isinstance(rng, torch.Generator):
         return [rng] * seeds
     if len(rng) != seeds:
@@ -57,7 +57,7 @@ def keep_masks(rng: Rng, seeds: int, steps: int, dropout: float, shape: Sequence
 
 
 def candidates_softmax(values: Tensor, actions: Tensor, exponential: Tensor) -> Tensor:
-    """One of C actions a state with probability softmax(values): values, exponential [S, N, C], actions [S, N, C, A].
+    """One of C actions per state with probability softmax(values): values, exponential [S, N, C], actions [S, N, C, A].
 
     value - log(exponential) is value + a Gumbel variable, whose argmax has that distribution: no host round trip.
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.parts.draws import Rng, integers
-from agents.parts.layers import TIME_DIM, layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.layers import TIME_DIM, head, layer_shapes, linear, mish, sinusoidal_embedding
 from agents.parts.parameters import Network, Parameters, Sizes
 
 LEVEL_SCALE = 0.5  # scale of the logistic distribution of ln sigma
@@ -23,7 +23,7 @@ RESOLUTION = 2**53  # uniform numbers are multiples of its inverse
 
 
 class EDMNetwork(Network):
-    """DTQL's raw network F(c_in x, s, ln sigma / 4). One member a seed.
+    """DTQL's raw network F(c_in x, s, ln sigma / 4). One member per seed.
 
     Time embedding 16 -> 32 -> 16 with Mish, then four layers of width H over [action | state | time], with Mish after
     all but the first (as published).
@@ -45,7 +45,7 @@ class EDMNetwork(Network):
         hidden = linear(hidden, p["layers.layers.0.weight"], p["layers.layers.0.bias"])
         for layer in ("layers.layers.1", "layers.layers.3", "layers.layers.5"):
             hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return linear(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
+        return head(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
 
 
 class EDM:
@@ -67,7 +67,7 @@ class EDM:
         return (torch.logit(low + (high - low) * uniform) * LEVEL_SCALE + self.location).exp().float()
 
     def loss(self, network: EDMNetwork, actions: Tensor, states: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """E || (D(a + sigma eps; sigma) - a) / c_out ||^2, mean over rows and dimensions, one value a seed [S].
+        """E || (D(a + sigma eps; sigma) - a) / c_out ||^2, mean over rows and dimensions, one value per seed [S].
 
         actions, noise [S, B, A]; states [S, B, state_dim]; sigma [S, B]. Differentiable in the network and in the
         actions: the behaviour policy's loss and the trust-region loss are this one function.
@@ -82,7 +82,7 @@ class EDM:
 
 
 class EDMPolicy(EDMNetwork):
-    """A denoiser together with its process: DTQL's model of the data's actions. One member a seed."""
+    """A denoiser together with its process: DTQL's model of the data's actions. One member per seed."""
 
     def __init__(self, sizes: Sizes, process: EDM, hidden_dim: int) -> None:
         super().__init__(sizes, hidden_dim)

@@ -60,9 +60,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
+def head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`linear` as a network's last layer: float32 whatever the update's precision, for what is made of its output."""
+    if x.dtype != torch.bfloat16:
+        return linear(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return linear(x.to(weight.dtype), weight, bias)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Each member's layer normalisation over the last axis: x [M, B, H], weight, bias [M, H]."""
-    return torch.addcmul(bias.unsqueeze(1), functional.layer_norm(x, x.shape[-1:], eps=epsilon), weight.unsqueeze(1))
+    normal = functional.layer_norm(x, x.shape[-1:], eps=epsilon)
+    return torch.addcmul(bias.unsqueeze(1), normal, weight.unsqueeze(1)).to(x.dtype)
 
 
 def sinusoidal_embedding(steps: Tensor, dim: int = TIME_DIM) -> Tensor:
@@ -95,7 +104,7 @@ def layer_shapes(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Sequen
 
 
 class Chain(Network):
-    """A chain of linear layers of these widths, from in to out, with an activation between them. One member a seed.
+    """A chain of linear layers of these widths, from in to out, with an activation between them. One member per seed.
 
     Weights are named `<prefix>.0`, `<prefix>.2`, ...: the places of the linear layers in an `nn.Sequential`; or `names`
     has a name for each layer. `extra` are parameters that a subclass needs besides.
@@ -117,10 +126,10 @@ class Chain(Network):
 
     def through(self, x: Tensor) -> Tensor:
         """x [S, B, widths[0]] -> [S, B, widths[-1]], no activation at the end."""
-        p = self.parameters
-        for i, layer in enumerate(self.names):
-            x = linear(x if i == 0 else self.activation(x), p[f"{layer}.weight"], p[f"{layer}.bias"])
-        return x
+        p, last = self.parameters, self.names[-1]
+        for layer in self.names[:-1]:
+            x = self.activation(linear(x, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+        return head(x, p[f"{last}.weight"], p[f"{last}.bias"])
 
 
 class MLP(Chain):

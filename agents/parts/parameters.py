@@ -53,10 +53,6 @@ class Parameters:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """d sum(loss) / d parameters as one new tensor [M, P]; members are independent, so the sum mixes nothing."""
-        return gradients(loss, [self])[0]
-
     def averaged(self) -> Parameters:
         """A copy that takes no gradients: the start of a target or an average."""
         twin = Parameters(self.shapes, self.members, self.flat.device, trainable=False)
@@ -86,7 +82,10 @@ class Parameters:
 
 
 def gradients(loss: Tensor, kinds: Sequence[Parameters]) -> list[Tensor]:
-    """d sum(loss) / d parameters of several kinds in one backward pass, each one new tensor [M, P]."""
+    """d sum(loss) / d parameters of several kinds in one backward pass, each one new tensor [M, P].
+
+    Members are independent, so the sum mixes nothing.
+    """
     flat = iter(torch.autograd.grad(loss.sum(), [t for p in kinds for t in p.tensors.values()]))
     return [torch.cat([next(flat).reshape(p.members, -1) for _ in p.tensors], dim=1) for p in kinds]
 
@@ -140,11 +139,19 @@ def xavier_init(parameters: Parameters, generators: Sequence[torch.Generator]) -
 
 
 @torch.no_grad()
-def shrink_layer(parameters: Parameters, layer: str, bound: float) -> None:
-    """Bring a layer that `default_init` filled down to U(-bound, bound)."""
-    scale = bound * math.sqrt(parameters.shapes[f"{layer}.weight"][1])
-    for kind in ("weight", "bias"):
-        parameters[f"{layer}.{kind}"].mul_(scale)
+def rlkit_init(parameters: Parameters, generators: Sequence[torch.Generator], bound: float) -> None:
+    """rlkit's (rlkit/torch/networks.py, `Mlp`): hidden weights ~ U(-1/sqrt(out), 1/sqrt(out)), hidden biases 0.1.
+
+    Its `fanin_init` takes a matrix' rows for the fan in. The last layer, weight and bias, ~ U(-bound, bound).
+    """
+    last = next(reversed(parameters.shapes)).rsplit(".", 1)[0]
+    for own, name, shape, generator in _members(parameters, generators):
+        at_end = name.rsplit(".", 1)[0] == last
+        if at_end or len(shape) == 2:
+            drawn = torch.rand(shape, generator=generator, device=generator.device)
+            own.copy_((2 * drawn - 1) * (bound if at_end else 1 / math.sqrt(shape[0])))
+        else:
+            own.fill_(0.1)
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
@@ -186,10 +193,3 @@ class Network:
     def load_seed(self, seed: int, state: Any) -> None:
         """Write seed number `seed`'s weights from published names. Raises ValueError as `Parameters.load_member`."""
         self.parameters.load_member(seed, state)
-
-
-# Until every algorithm names its averages with `average_of`, which move by `follow`.
-@torch.no_grad()
-def average(target: Parameters, online: Parameters, weight: float | Tensor) -> None:
-    """target <- (1 - weight) target + weight online, in place; with weight 0 the target keeps every bit."""
-    target.flat.lerp_(online.flat, weight)

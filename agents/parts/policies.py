@@ -1,4 +1,4 @@
-"""Policies in one step: Gaussians, a deterministic one, and BCQ's shift of an action. One member a seed.
+"""Policies in one step: Gaussians, a deterministic one, and BCQ's shift of an action. One member per seed.
 
 Every Gaussian has one interface: `mean, log_std = policy(states)`, then `policy.actions(mean, log_std, noise)` and
 `policy.log_density(mean, log_std, actions)`, the density of a / max_action. Noise with an axis
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.parts.layers import Chain, first_layer, layer_shapes, linear
+from agents.parts.layers import Chain, first_layer, head, layer_shapes, linear
 from agents.parts.parameters import Network, Parameters, Sizes
 
 LOG_STD = (-5.0, 2.0)  # bounds of a policy's log deviation
@@ -27,7 +27,7 @@ def normal_log_density(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def _shifted(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
-    """mean + deviation * noise [S, B, A]; or of R draws a state, [S, B, R, A]."""
+    """mean + deviation * noise [S, B, A]; or of R draws per state, [S, B, R, A]."""
     if noise.dim() > mean.dim():
         mean, log_std = mean.unsqueeze(2), log_std.unsqueeze(2)
     return mean + log_std.exp() * noise
@@ -55,7 +55,7 @@ class BoxGaussian(Chain):
         for i, layer in enumerate(self.names[:-1]):
             x = self.activation(linear(x, p[f"{layer}.weight"], p[f"{layer}.bias"]))
             x = x * parts[i] / (1 - self.dropout) if parts else x
-        out = linear(x, p[f"{self.names[-1]}.weight"], p[f"{self.names[-1]}.bias"])
+        out = head(x, p[f"{self.names[-1]}.weight"], p[f"{self.names[-1]}.bias"])
         mean, log_std = out.chunk(2, dim=-1) if self.own_std else (out, p["log_std"].unsqueeze(1))
         return torch.tanh(mean), log_std.clamp(*LOG_STD)
 
@@ -143,7 +143,8 @@ class Perturbation(Network):
         """states [S, B, state_dim], actions [S, B * R, A], R for each state side by side -> [S, B * R, A]."""
         p = self.parameters
         hidden = first_layer(states, actions, p["l1.weight"], p["l1.bias"])
-        for layer in self.names[1:]:
+        for layer in self.names[1:-1]:
             hidden = linear(torch.relu(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
+        hidden = head(torch.relu(hidden), p[f"{self.names[-1]}.weight"], p[f"{self.names[-1]}.bias"])
         shift = self.phi * self.max_action * torch.tanh(hidden)
         return (actions + shift).clamp(-self.max_action, self.max_action)

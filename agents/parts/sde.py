@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from agents.parts.layers import layer_shapes, linear
+from agents.parts.layers import head, layer_shapes, linear
 from agents.parts.parameters import Network, Parameters, Sizes, default_init
 
 BETA_0, BETA_1 = 0.1, 20.0
@@ -51,7 +51,7 @@ def fourier_features(times: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def score_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
-    """`default_init`, and frequencies ~ N(0, 30^2), from each seed's own generator; one member a seed."""
+    """`default_init`, and frequencies ~ N(0, 30^2), from each seed's own generator; one member per seed."""
     default_init(parameters, generators)
     with torch.no_grad():
         for name, shape in parameters.shapes.items():
@@ -62,7 +62,7 @@ def score_init(parameters: Parameters, generators: Sequence[torch.Generator]) ->
 
 
 class ScoreNetwork(Network):
-    """The noise in a diffused action: eps(a_t, s, t). One member a seed.
+    """The noise in a diffused action: eps(a_t, s, t). One member per seed.
 
     Six residual blocks over the action, of widths 2 H, H, H/2, H/2, H, 2 H (512, 256, 128 ... as published), the
     second three fed with the outputs of the first three; state and time enter every block through an embedding of
@@ -124,7 +124,9 @@ class ScoreNetwork(Network):
         u3 = self._block("middle1", d3, embedding)
         u2 = self._block("up_block3", torch.cat([d3, u3], dim=-1), embedding)
         u1 = self._block("up_block2", torch.cat([d2, u2], dim=-1), embedding)
-        return -self._linear("last", torch.cat([d1, u1], dim=-1))  # the published network predicts sigma_t * score
+        p = self.parameters
+        noise = head(torch.cat([d1, u1], dim=-1), p["last.weight"], p["last.bias"])
+        return -noise  # the published network predicts sigma_t * score
 
     def _block(self, name: str, x: Tensor, embedding: Tensor) -> Tensor:
         shift = self._linear(f"{name}.time_mlp.1", embedding)
@@ -135,7 +137,7 @@ class ScoreNetwork(Network):
 
 
 class EnergyNetwork(Network):
-    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member a seed.
+    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member per seed.
 
     Its loss does not depend on the last bias, whose derivative would be rounding alone, which Adam takes for steps.
     """
@@ -170,8 +172,9 @@ class EnergyNetwork(Network):
         part = part.repeat_interleave(repeats, dim=1) if repeats > 1 else part
         entering = [torch.baddbmm(part, actions, p["qt.0.weight"][:, :, : self.action_dim].mT)]
         for layer in self.LAYERS:
-            bias = p[f"{layer}.bias"] if layer != self.LAYERS[-1] else constant(p[f"{layer}.bias"])
-            entering.append(linear(silu(entering[-1]), p[f"{layer}.weight"], bias))
+            last = layer == self.LAYERS[-1]
+            bias = constant(p[f"{layer}.bias"]) if last else p[f"{layer}.bias"]
+            entering.append((head if last else linear)(silu(entering[-1]), p[f"{layer}.weight"], bias))
         return entering
 
     def __call__(self, actions: Tensor, part: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ class EnergyNetwork(Network):
 
 
 def denoising_loss(network: ScoreNetwork, actions: Tensor, states: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """E || eps(alpha_t a + sigma_t eps, s, t) - eps ||^2, summed over dimensions as published, one value a seed [S].
+    """E || eps(alpha_t a + sigma_t eps, s, t) - eps ||^2, summed over dimensions as published, one value per seed [S].
 
     actions, noise [S, B, A]; states [S, B, state_dim]; times [S, B].
     """
@@ -277,7 +280,7 @@ class Solver:
 
 
 class ScorePolicy(ScoreNetwork):
-    """A model of the data's actions: the network together with the solver that draws from it. One member a seed."""
+    """A model of the data's actions: the network together with the solver that draws from it. One member per seed."""
 
     def __init__(self, sizes: Sizes, solver: Solver, hidden_dim: int) -> None:
         super().__init__(sizes, hidden_dim)

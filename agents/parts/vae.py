@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.parts.layers import first_layer, layer_shapes, linear
+from agents.parts.layers import first_layer, head, layer_shapes, linear
 from agents.parts.parameters import Network, Parameters, Sizes
 
 
 class VariationalAutoencoder(Network):
-    """A generative model of the data's actions: an action's latent code given the state, and back. One member a seed.
+    """A generative model of the data's actions: an action's latent code given the state, and back. One member per seed.
 
     Both ways two ReLU layers of width H. The code has twice the action's dimensions.
     """
@@ -32,15 +32,15 @@ class VariationalAutoencoder(Network):
         p = self.parameters
         hidden = torch.relu(first_layer(states, actions, p["e1.weight"], p["e1.bias"]))
         hidden = torch.relu(linear(hidden, p["e2.weight"], p["e2.bias"]))
-        mean = linear(hidden, p["mean.weight"], p["mean.bias"])
-        return mean, linear(hidden, p["log_std.weight"], p["log_std.bias"]).clamp(*self.LOG_STD)
+        mean = head(hidden, p["mean.weight"], p["mean.bias"])
+        return mean, head(hidden, p["log_std.weight"], p["log_std.bias"]).clamp(*self.LOG_STD)
 
     def decode(self, states: Tensor, codes: Tensor) -> Tensor:
         """states [S, B, state_dim], codes [S, B * R, 2 A] -> actions before the tanh [S, B * R, A]."""
         p = self.parameters
         hidden = torch.relu(first_layer(states, codes, p["d1.weight"], p["d1.bias"]))
         hidden = torch.relu(linear(hidden, p["d2.weight"], p["d2.bias"]))
-        return linear(hidden, p["d3.weight"], p["d3.bias"])
+        return head(hidden, p["d3.weight"], p["d3.bias"])
 
     def squashed(self, raw: Tensor) -> Tensor:
         """The actions in the box that `decode`'s numbers stand for."""

@@ -1,4 +1,4 @@
-"""Gradient steps a second of a kind of run: from the metrics of earlier runs, else timed on the spot."""
+"""Gradient steps per second of a kind of run: from the metrics of earlier runs, else timed on the spot."""
 
 from __future__ import annotations
 

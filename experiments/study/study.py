@@ -23,7 +23,7 @@ from typing import Any
 import hyperparameters
 from agents import AGENTS
 from experiments.study.data import data_name, missing_data, prepare_data
-from experiments.study.planned_run import How, PlannedRun, continue_run, is_complete, scaled, share_done
+from experiments.study.planned_run import How, PlannedRun, continue_run, is_evaluated, scaled, share_done
 from experiments.study.speed import Speeds
 from utils.errors import UserError
 from utils.options import Parser, command_line, parse_seeds, resolve_device
@@ -93,7 +93,7 @@ class Study:
         """Share of a training's gradient steps that is done; below 1 while an evaluation is missing."""
         trained = run.folders(self.base)
         share = statistics.mean(share_done(folder, run.steps) for folder in trained)
-        if share < 1 or all(is_complete(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
+        if share < 1 or all(is_evaluated(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
             return share
         return 0.99
 
@@ -220,7 +220,7 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--execution", default="auto", help="as for run.py (default: %(default)s)")
     how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
     how("--threads", type=int, help="CPU threads of a run")
-    how("--split_seeds", action="store_true", help="a run a seed, instead of all seeds in one process")
+    how("--split_seeds", action="store_true", help="a run per seed, instead of all seeds in one process")
     how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: without Ray)")
     how("--workers", type=int, default=0,
         help="runs at once on this machine (default: one; with --ray local as many as the CPUs hold)")  # fmt: skip

@@ -146,8 +146,8 @@ def test_a_seed_learns_alike_alone_and_in_company(algo: str) -> None:
         for a, b in zip(together, single, strict=True):
             for name in a:
                 torch.testing.assert_close(a[name][1:2], b[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
-        for name, value in parameters(three).items():
-            torch.testing.assert_close(value[1:2], parameters(alone)[name], rtol=1e-4, atol=1e-5, msg=name)
+        for name, value in parameters(three).items():  # Adam makes a step of what rounding leaves of a gradient of zero
+            torch.testing.assert_close(value[1:2], parameters(alone)[name], rtol=1e-4, atol=5e-5, msg=name)
         states = torch.randn(1, 9, STATES, generator=torch.Generator().manual_seed(7)).expand(3, 9, STATES)
         together_act, single_act = three.act(states, rngs([0, 1, 2])), alone.act(states[:1], rngs([1]))
         torch.testing.assert_close(together_act[1:2], single_act, rtol=1e-3, atol=1e-4)
@@ -251,7 +251,7 @@ def test_actions_lie_in_the_box(algo: str) -> None:
     train(agent, generators, 3)
     actions = agent.act(torch.randn(2, 50, STATES) * 10, generators)
     assert actions.isfinite().all() and actions.abs().max() <= MAX_ACTION
-    assert actions.std() > 1e-3 and not actions.requires_grad
+    assert actions.std() > 1e-3 and not actions.requires_grad  # CQL's policy starts with all actions near 0
 
 
 @every_agent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,20 @@ def weights(recorded: dict[str, np.ndarray], when: str) -> dict[str, dict[str, t
 
 @pytest.mark.parametrize("kernel", list(KERNELS))
 def test_recorded_updates_are_repeated(kernel: str) -> None:
-    """Two updates of the warm-up and two after it, the multiplier held."""
+    """Two updates of the warm-up and two after it, the multiplier held; d3rlpy's critics step before the policy's Q."""
     config, recorded = recordings.load(f"d3rlpy_bear_{kernel}")
     updates, log_alpha = config.pop("updates"), config.pop("log_alpha")
     agent = bear((4, 2, 1.0), seeds=2, action_candidates=10, alpha_learning_rate=1e-12, **config)
     agent.load_published({**weights(recorded, "before"), "log_alpha": torch.tensor(log_alpha)})
     for k in range(updates):
         batch, draws = (recordings.stacked(recordings.part(recorded, f"{kind}/{k}"), 2) for kind in ("batch", "draws"))
-        metrics, expected = agent.update(batch, draws), recordings.part(recorded, f"metrics/{k}")
+        agent.step = k
+        agent.prepare()
+        metrics, expected = {}, recordings.part(recorded, f"metrics/{k}")
+        for name, loss in (("vae", agent.behaviour_loss), ("critic", agent.critic_loss), ("actor", agent.policy_loss)):
+            metrics |= agent.descend(name, loss(batch, draws))
+        metrics |= agent.ascend("alpha", metrics["mmd"] - config["mmd_threshold"])
+        agent.critic_target.follow(agent.critic)
         for ours, theirs in (("vae_loss", "imitator_loss"), ("critic_loss", "critic_loss")):
             torch.testing.assert_close(metrics[ours], expected[theirs].expand(2), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(metrics["actor_loss"], expected["actor_loss"].expand(2), rtol=1e-4, atol=1e-5)
@@ -55,6 +62,113 @@ def test_recorded_updates_are_repeated(kernel: str) -> None:
     shown = recordings.stacked(recordings.part(recorded, "act"), 2)
     actions = agent.actions_for(shown["states"], {"noise": shown["noise"]})
     torch.testing.assert_close(actions, shown["actions"], rtol=1e-4, atol=1e-5)
+
+
+# --- Against a plain second implementation ------------------------------------------------------------------------
+
+
+class Plain:
+    """BEAR in torch.nn and torch.optim in the authors' order: the policy's gradient before the critics' step."""
+
+    def __init__(self, agent: BEAR) -> None:
+        state, self.c = agent.published_state()[0], agent.config
+        self.actor, self.vae = ({n: v.requires_grad_() for n, v in state[k].items()} for k in ("actor", "vae"))
+        self.critic = {n: v.requires_grad_() for n, v in state["critic"].items()}
+        self.target = {n: v.clone() for n, v in state["critic_target"].items()}
+        self.log_alpha = torch.zeros((), requires_grad=True)
+        c, adam = self.c, torch.optim.Adam
+        rates = ((self.vae, c.vae_learning_rate), (self.critic, c.critic_learning_rate), (self.actor, c.learning_rate))
+        self.optimizers = [adam(network.values(), rate) for network, rate in rates]
+        self.optimizers.append(adam([self.log_alpha], c.alpha_learning_rate))
+
+    @staticmethod
+    def layers(p: dict[str, torch.Tensor], names: Sequence[str], x: torch.Tensor) -> torch.Tensor:
+        for i, name in enumerate(names):
+            x = torch.nn.functional.linear(x.relu() if i else x, p[f"{name}.weight"], p[f"{name}.bias"])
+        return x
+
+    def q(self, p: dict[str, torch.Tensor], states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([states, actions], dim=-1)
+        return torch.stack([self.layers(p, names, x).squeeze(-1) for names in (("l1", "l2", "l3"), ("l4", "l5", "l6"))])
+
+    def raw(self, states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        mean, log_std = self.layers(self.actor, ("net.0", "net.2", "net.4"), states).chunk(2, dim=-1)
+        return mean.unsqueeze(1) + log_std.clamp(-5, 2).exp().unsqueeze(1) * noise
+
+    def step(self, batch: dict[str, torch.Tensor], draws: dict[str, torch.Tensor], value: bool) -> None:
+        states, next_states = batch["states"][0], batch["next_states"][0]
+        actions, noise = batch["actions"][0], {name: drawn[0] for name, drawn in draws.items()}
+        vae, critic, actor, alpha = self.optimizers
+        hidden = self.layers(self.vae, ("e1", "e2"), torch.cat([states, actions], dim=-1)).relu()
+        mean, log_std = (self.layers(self.vae, (name,), hidden) for name in ("mean", "log_std"))
+        std = log_std.clamp(-4, 15).exp()
+        code = torch.cat([states, mean + std * noise["vae_noise"]], dim=-1)
+        decoded = self.layers(self.vae, ("d1", "d2", "d3"), code).tanh()
+        kl = -0.5 * (1 + std.square().log() - mean.square() - std.square()).mean()
+        self.descend(vae, torch.nn.functional.mse_loss(decoded, actions) + 0.5 * kl)
+
+        with torch.no_grad():
+            ahead = self.raw(next_states, noise["next_action_noise"]).tanh()
+            q = self.q(self.target, next_states.unsqueeze(1).expand(-1, 10, -1), ahead)
+            best = (0.75 * q.amin(dim=0) + 0.25 * q.amax(dim=0)).amax(dim=1)
+            target = batch["rewards"][0, :, 0] + self.c.discount * batch["not_dones"][0, :, 0] * best
+            many = states.repeat_interleave(self.c.mmd_samples, dim=0)
+            code = torch.cat([many, noise["code_noise"].clamp(-0.5, 0.5)], dim=-1)
+            likely = self.layers(self.vae, ("d1", "d2", "d3"), code).unflatten(0, (len(states), -1))
+        critic_loss = (self.q(self.critic, states, actions) - target).square().mean(dim=1).sum()
+        raw = self.raw(states, noise["policy_noise"])
+        violation = mmd(likely, raw, self.c.mmd_kernel, self.c.mmd_sigma).mean() - self.c.mmd_threshold
+        policy_loss = self.log_alpha.exp() * violation
+        if value:
+            policy_loss = policy_loss - self.q(self.critic, states, raw[:, 0].tanh()).amin(dim=0).mean()
+        policy_gradient = torch.autograd.grad(policy_loss, list(self.actor.values()), retain_graph=True)
+        (alpha_gradient,) = torch.autograd.grad(-policy_loss, [self.log_alpha])
+        self.descend(critic, critic_loss)
+        for parameter, gradient in zip(self.actor.values(), policy_gradient, strict=True):
+            parameter.grad = gradient
+        actor.step()
+        self.log_alpha.grad = alpha_gradient
+        alpha.step()
+        with torch.no_grad():
+            for name, average in self.target.items():
+                average.lerp_(self.critic[name], self.c.tau)
+
+    @staticmethod
+    def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_the_update_equals_a_plain_one() -> None:
+    """Two steps of the warm-up and three after it, rates large enough that the order of the steps shows."""
+    rates = {"learning_rate": 1e-2, "critic_learning_rate": 3e-2, "vae_learning_rate": 1e-2}
+    agent = bear((3, 2, 1.0), hidden_dim=16, vae_hidden_dim=16, warmup_steps=2, alpha_learning_rate=0.05, **rates)
+    plain, g = Plain(agent), torch.Generator().manual_seed(0)
+    for k in range(5):
+        batch = small.batch(g, 3, 2, 0.9)
+        draws = agent.draw(g, 16)
+        agent.update(batch, draws)
+        plain.step(batch, draws, value=k >= 2)
+    state = agent.published_state()[0]
+    for network in ("actor", "vae", "critic"):
+        for name, value in getattr(plain, network).items():
+            torch.testing.assert_close(
+                state[network][name], value.detach(), rtol=1e-3, atol=1e-4, msg=f"{network} {name}"
+            )
+    torch.testing.assert_close(state["log_alpha"], plain.log_alpha.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_d4rls_own_settings() -> None:
+    """Of the authors' README for D4RL's results; else the defaults of their example."""
+    for task, kernel, sigma in (
+        ("hopper-medium-v2", "laplacian", 20.0),
+        ("walker2d-medium-expert-v2", "laplacian", 20.0),
+        ("halfcheetah-medium-replay-v2", "gaussian", 20.0),
+        ("antmaze-umaze-v0", "gaussian", 50.0),
+    ):
+        c = hyperparameters.get("bear", task)
+        assert (c.mmd_kernel, c.mmd_sigma, c.action_candidates) == (kernel, sigma, 100), task
 
 
 # --- The discrepancy ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from agents import AGENTS
 from agents.parts.parameters import Sizes
 from agents.parts.sde import EnergyNetwork, Solver, score_init, signal_and_spread
 from tests import small
+from utils.data.dataset import tune_rewards
 from utils.seeding import torch_generators
 from utils.training.runner import Runner
 
@@ -228,6 +229,16 @@ def test_q_and_the_energy_read_the_first_rows_of_a_batch() -> None:
         learner.gradient_step(batch, draws, 1)
         ends.append(torch.cat([p.flat.flatten() for p in learner.networks.values()]))
     assert torch.equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize(("task", "tune"), [("hopper-medium-v2", "return_range"), ("antmaze-umaze-v0", "iql_antmaze")])
+def test_rewards_are_scaled_as_published(task: str, tune: str) -> None:
+    """Episodes end at a terminal or after 1,000 rows: returns 6 and 3000 here."""
+    assert hyperparameters.get("qgpo", task).reward_tune == tune
+    rewards, not_dones = np.full((1005, 1), 3.0, np.float32), np.ones((1005, 1), np.float32)
+    not_dones[[1, 1001]] = 0  # rows 0-1; rows 2-1001, a terminal just as the count is full; the rest is left out
+    expected = rewards / (3000 - 6) * 1000 if tune == "return_range" else rewards - 1
+    np.testing.assert_allclose(tune_rewards(tune, rewards, not_dones), expected, rtol=1e-6)
 
 
 # --- The support ------------------------------------------------------------------------------------------------------

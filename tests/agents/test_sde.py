@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.parts.parameters import Sizes
+from agents.parts.parameters import Sizes, gradients
 from agents.parts.sde import (
     END,
     ScoreNetwork,
@@ -149,7 +149,7 @@ def plain_noise(p: dict[str, torch.Tensor], x: torch.Tensor, states: torch.Tenso
 
 def test_the_network_equals_the_written_out_one() -> None:
     made = network()
-    states, times, actions = torch.randn(2, 4, 5), torch.rand(2, 4), torch.randn(2, 12, 3)  # three actions a state
+    states, times, actions = torch.randn(2, 4, 5), torch.rand(2, 4), torch.randn(2, 12, 3)  # three actions per state
     got = made.noise(actions, made.state_part(states) + made.time_part(times))
     for seed in range(2):
         p = made.parameters.member_state(seed)
@@ -173,7 +173,7 @@ def test_frequencies_are_wide_differ_between_seeds_and_do_not_learn() -> None:
     w = made.parameters["embed.0.W"]
     assert 15 < w.std() < 50 and not torch.equal(w[0], w[1])
     loss = denoising_loss(made, torch.rand(2, 8, 3), torch.randn(2, 8, 5), torch.rand(2, 8), torch.randn(2, 8, 3))
-    gradient = made.parameters.gradient(loss)
+    gradient = gradients(loss, [made.parameters])[0]
     assert loss.shape == (2,) and not gradient[:, :16].any() and (gradient[:, 16:] != 0).float().mean() > 0.99
     features = fourier_features(torch.tensor([[0.25, 0.5]]), torch.tensor([[1.0, 2.0]]))
     torch.testing.assert_close(features[0, 0], torch.tensor([1.0, 0.0, 0.0, -1.0]), rtol=0, atol=1e-6)

@@ -10,6 +10,7 @@ import torch
 
 import hyperparameters
 from agents import AGENTS
+from agents.parts.sde import END, signal_and_spread
 from tests import small
 from utils.data.dataset import Columns, Dataset
 from utils.seeding import torch_generators
@@ -51,12 +52,17 @@ def test_the_first_returns_are_the_datas_own() -> None:
     np.testing.assert_allclose(columns["targets"][0, :, 0], expected, rtol=1e-5)
 
 
-def test_planned_returns_of_hand_made_trajectories() -> None:
-    """R_n = r_n + gamma max(R_{n+1}, V(s_{n+1})), V in units of the returns that Q was trained on."""
-    learner = agent(discount=0.5)
+@pytest.mark.parametrize("paper", [False, True])
+def test_planned_returns_of_hand_made_trajectories(paper: bool) -> None:
+    """max(r_n + gamma R_{n+1}, V(s_n)) as the code has it, or r_n + gamma max(R_{n+1}, V(s_{n+1})) as the paper says.
+
+    V in units of the returns that Q was trained on.
+    """
+    learner = agent(discount=0.5, paper_planning=paper)
     columns = plan(learner, 0)
     mean, deviation = np.mean(MONTE_CARLO), np.std(MONTE_CARLO)
-    values = {1: 100.0, 2: 0.0, 3: 1e6, 6: -50.0, 7: 40.0, 10: 20.0}  # by next state; 3 comes after a terminal
+    # By state; 3 comes after a terminal, 7 and 10 after a time limit and the file's end.
+    values = {0: 3.0, 1: 100.0, 2: 0.0, 3: 1e6, 5: 50.0, 6: -50.0, 7: 40.0, 9: 33.0, 10: 20.0}
 
     def value(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         assert actions.shape == (1, states.shape[1] * learner.config.plan_actions, 1)
@@ -65,10 +71,16 @@ def test_planned_returns_of_hand_made_trajectories() -> None:
 
     learner.value = value
     plan(learner, 10, columns)
-    r2, r5, r4 = 4.0, 32 + 0.5 * 20, 16 + 0.5 * 40
-    r1 = 2 + 0.5 * max(r2, 0.0)
-    r0 = 1 + 0.5 * max(r1, 100.0)
-    r3 = 8 + 0.5 * max(r4, -50.0)
+    if paper:
+        r2, r5, r4 = 4.0, 32 + 0.5 * 20, 16 + 0.5 * 40
+        r1 = 2 + 0.5 * max(r2, 0.0)
+        r0 = 1 + 0.5 * max(r1, 100.0)
+        r3 = 8 + 0.5 * max(r4, -50.0)
+    else:
+        r2, r4, r5 = max(4.0, 0.0), max(16.0, -50.0), max(32.0, 33.0)  # after a time limit comes 0
+        r1 = max(2 + 0.5 * r2, 100.0)
+        r0 = max(1 + 0.5 * r1, 3.0)
+        r3 = max(8 + 0.5 * r4, 50.0)
     np.testing.assert_allclose(columns.views["returns"][0, :, 0], [r0, r1, r2, r3, r4, r5], rtol=1e-4)
 
 
@@ -79,11 +91,11 @@ def test_v_is_the_softmax_weighted_mean_of_q_over_candidates() -> None:
     columns.views["returns"].copy_(torch.tensor([-1.0, 1.0] * 3).view(1, 6, 1) * 2 + 5)  # mean 5, deviation 2
     with torch.no_grad():
         rng = torch_generators([0, 1], "planning", "cpu")
-        got = learner._next_values(TRAJECTORIES.to("cpu"), rng, columns.views)
+        got = learner._values(TRAJECTORIES.to("cpu"), "states", rng, columns.views)
     q = seen[0].view(2, 6, 5).double().numpy()
     weights = np.exp(3 * q)
     expected = ((weights * q).sum(axis=2) / weights.sum(axis=2)) * 2 + 5
-    np.testing.assert_allclose(got, expected * np.array([1, 1, 0, 1, 1, 1]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_planning_starts_q_anew() -> None:
@@ -167,6 +179,68 @@ def test_q_is_evaluated_beside_its_own_state() -> None:
                 x = torch.nn.functional.silu(p[f"sort.{layer}.weight"] @ x + p[f"sort.{layer}.bias"])
             expected = (p["sort.4.weight"] @ x + p["sort.4.bias"]).squeeze()
             torch.testing.assert_close(got[seed, row], expected, rtol=1e-4, atol=1e-5)
+
+
+# --- Sampling ---------------------------------------------------------------------------------------------------------
+
+MEAN, DEVIATION = 0.4, 0.3  # of Gaussian data
+
+
+class ExactActor:
+    """In the behaviour model's place: the noise that data N(MEAN, DEVIATION^2) have in them; a part is the time."""
+
+    def __init__(self, learner: Any, wrong_at_start: float = 0.0) -> None:
+        self.solver, self.wrong = learner.actor.solver, wrong_at_start
+
+    def state_part(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*states.shape[:2], 1, dtype=torch.float64)
+
+    def time_part(self, times: torch.Tensor) -> torch.Tensor:
+        return times.double().unsqueeze(-1)
+
+    def noise(self, x: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        signal, spread = signal_and_spread(part)
+        exact = spread * (x - signal * MEAN) / (signal**2 * DEVIATION**2 + spread**2)
+        return exact + self.wrong * (part == 1)
+
+    def sample(self, start: torch.Tensor) -> torch.Tensor:
+        """From normals [N] to samples [N]."""
+        return self.solver.actions(self, torch.zeros(1, len(start), 1), start.view(1, -1, 1)).flatten()
+
+
+def test_it_samples_by_the_predicted_noise_at_15_steps_as_published() -> None:
+    """Against the flow of Gaussian data, x_0 = alpha_0 m + (x_1 - alpha_1 m) sqrt(var_0 / var_1).
+
+    So few steps leave samples too narrow, which at two deviations is an error of 0.10, by the predicted action 0.13.
+    """
+    signal, spread = signal_and_spread(torch.tensor([1.0, END], dtype=torch.float64))
+    variance = signal**2 * DEVIATION**2 + spread**2
+    start = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    exact = signal[1] * MEAN + (start - signal[0] * MEAN) * (variance[1] / variance[0]).sqrt()
+    for settings, error in (({}, 0.0975), ({"predict_data": True}, 0.127)):
+        config = hyperparameters.get("sfbc", "hopper-medium-v2", hidden_dim=16, **settings)
+        assert config.diffusion_steps == 15
+        samples = ExactActor(AGENTS["sfbc"](1, 1, 1.0, config, [0])).sample(start)
+        assert abs(samples.mean().item() - MEAN) < 1e-3
+        assert (samples - exact).abs().max().item() == pytest.approx(error, rel=0.01)
+
+
+def test_with_few_steps_only_the_predicted_action_stands_an_error() -> None:
+    """5 steps, a network that is wrong by 0.01 at t = 1 alone: samples move by 5.5, or by 0.008."""
+    start, moved = torch.zeros(1, dtype=torch.float64), []
+    for predict_data in (False, True):
+        learner = agent(diffusion_steps=5, predict_data=predict_data)
+        moved.append((ExactActor(learner, 0.01).sample(start) - ExactActor(learner).sample(start)).abs().item())
+    assert moved[0] > 5 and moved[1] < 0.01
+    assert hyperparameters.get("sfbc", "bandit-circle-v0").predict_data
+
+
+def test_antmaze_larges_critic_is_wider_first() -> None:
+    """512-256-256, the code's `MUlQnet`; elsewhere 256-256."""
+    for task, expected in (("antmaze-large-play-v0", [512, 256, 256, 1]), ("antmaze-umaze-v0", [256, 256, 1])):
+        learner = AGENTS["sfbc"](29, 8, 1.0, hyperparameters.get("sfbc", task), [0])
+        shapes = learner.critic.parameters.shapes
+        assert [shape[0] for name, shape in shapes.items() if name.endswith("weight")] == expected
 
 
 def test_more_averaged_than_drawn_is_refused() -> None:

@@ -67,6 +67,7 @@ CLOSED_FORMS = {
     "normalize": lambda r: (r - 17 / 6) / np.sqrt(((r - 17 / 6) ** 2).sum() / 5),  # n - 1, as torch's std
     "iql_locomotion": lambda r: r / (7 - 3) * 1000,
     "iql_returns": lambda r: r / (7 - 3) * 1000,
+    "return_range": lambda r: r / (7 - 3) * 1000,
     "iql_antmaze": lambda r: r - 1,
     "cql_antmaze": lambda r: 4 * r - 2,
     "antmaze": lambda r: 2 * r - 0.5,
@@ -121,6 +122,33 @@ def test_iql_returns_ends_an_episode_where_the_next_row_starts_elsewhere():
     whole = dataclasses.replace(data, states=next_states - 1, not_dones=np.ones_like(REWARDS))
     with pytest.raises(UserError, match="this set has 1 episodes"):
         dataclasses.replace(whole, next_states=np.roll(whole.states, -1)).tuned("iql_returns")
+
+
+def plain_return_range(rewards, terminals, limit):
+    """As QGPO's code counts: lowest and highest return."""
+    returns, total, length = [], 0.0, 0
+    for reward, terminal in zip(rewards, terminals, strict=True):
+        total, length = total + float(reward), length + 1
+        if terminal or length == limit:
+            returns.append(total)
+            total, length = 0.0, 0
+    return min(returns), max(returns)
+
+
+@pytest.mark.parametrize("every", [7, 90, 1000, 1500, 10**6])
+def test_return_range_ends_an_episode_after_1000_rows_too(every):
+    """Time limits of 999 rows, as `qlearning_dataset` leaves them: the count of 1,000 drifts over them."""
+    data = make_dataset(6500)
+    not_dones = np.ones((6500, 1), dtype=np.float32)
+    not_dones[every - 1 :: every] = 0
+    low, high = plain_return_range(data.rewards[:, 0], not_dones[:, 0] == 0, 1000)
+    tuned = dataclasses.replace(data, not_dones=not_dones).tuned("return_range").rewards
+    np.testing.assert_array_equal(tuned, data.rewards / np.float32(high - low) * np.float32(1000))
+
+
+def test_return_range_of_one_episode_is_refused():
+    with pytest.raises(UserError, match="this set has 0 that end in a terminal or after 1,000 rows"):
+        tune_rewards("return_range", REWARDS, np.ones_like(REWARDS))
 
 
 def test_normalize_of_constant_rewards_is_refused():

@@ -15,14 +15,21 @@ from utils.seeding import torch_generators
 from utils.training.runner import Runner
 
 
-def make_runner(mode: str, seeds: list[int], device: str = "cpu", algo: str = "diffcps", **settings: Any) -> Runner:
+def make_runner(
+    mode: str,
+    seeds: list[int],
+    device: str = "cpu",
+    algo: str = "diffcps",
+    precision: str = "float32",
+    **settings: Any,
+) -> Runner:
     fields = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}
     early = {"ema_start": 20, "warmup_steps": 20, "hidden_dim": 64, "vae_hidden_dim": 32}  # where an agent has them
     if "plan_actions" in fields or "support_actions" in fields:  # a behaviour model is sampled for the whole table
         early |= {"hidden_dim": 32, "diffusion_steps": 3, "support_actions": 2}
     settings = {name: value for name, value in early.items() if name in fields} | settings
     config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
-    agent = AGENTS[algo](11, 3, 1.0, config, seeds, device)
+    agent = AGENTS[algo](11, 3, 1.0, config, seeds, device, precision)
     table = small.dataset().to(device)
     return Runner(agent, table, 32, torch_generators(seeds, "training", device), mode)
 

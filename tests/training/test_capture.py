@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,119 @@ def test_a_captured_policy_reads_its_buffers() -> None:
         assert torch.equal(act(states, torch_generators([seed, 3], "acting", "cpu")), expected)
         with torch.no_grad():
             run.agent.networks["actor"].flat.add_(0.01)  # weights that change in place are seen
+
+
+# --- Graphs that cannot be had, or are wrong ------------------------------------------------------------------------
+
+
+def nothing(run: Callable[[], None]) -> Callable[[], None]:
+    """As a capture on the wrong stream: an empty graph."""
+    return lambda: None
+
+
+def twice(run: Callable[[], None]) -> Callable[[], None]:
+    """As a capture that finds the optimiser somewhere else than it will be: another update than the eager one."""
+    return lambda: (run(), run())  # type: ignore[func-returns-value]
+
+
+def raising(run: Callable[[], None]) -> Callable[[], None]:
+    run()
+    raise RuntimeError("operation not permitted when stream is capturing\nlong trace")
+
+
+def captured_as(kind: Callable[[Callable[[], None]], Callable[[], None]]) -> Any:
+    """A stand-in for the capture that warms up, puts back and gives what `kind` makes of the period."""
+
+    def captured(run: Callable[[], None], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
+        run()
+        restore()
+        return kind(run)
+
+    return captured
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    (nothing, "is not what the same steps make of it eagerly"),
+    (twice, "is not what the same steps make of it eagerly"),
+    (raising, "operation not permitted when stream is capturing"),
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["compile", "eager"])
+def test_training_goes_on_without_a_graph_that_is_wrong(
+    kind: Any, said: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the next best mode, from the untouched state, with one line."""
+    monkeypatch.setattr(capture, "_captured", captured_as(kind))
+    works = lambda function, **_: function  # noqa: E731
+    monkeypatch.setattr(torch, "compile", works if mode == "compile" else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = make_runner("graph", [0, 3])
+        run.run(45)
+    (line,) = [str(w.message) for w in caught if "graph" in str(w.message)]
+    assert line.startswith(f"no CUDA graph, execution is {mode}: ") and said in line and "\n" not in line
+    assert run.mode == mode and not run._graphs
+    eager = make_runner("eager", [0, 3])
+    eager.run(45)
+    assert torch.equal(parameters(run), parameters(eager))
+    got = run.metrics()
+    assert all(torch.equal(got[name], value) for name, value in eager.metrics().items())
+
+
+@pytest.mark.usefixtures("replayed_eagerly")
+def test_a_graph_that_fails_in_a_later_phase_costs_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretraining is captured, what follows cannot be."""
+    short = {"pretrain_epochs": 1, "num_steps_per_epoch": 40}
+    graph, eager = (make_runner(mode, [0, 3], algo="dtql", **short) for mode in ("graph", "eager"))
+    for run in (graph, eager):
+        run.agent.step = run.agent.first_step
+    graph.run(20)
+    assert graph.mode == "graph"
+    del graph._graphs[1]  # captured when the runner was made: the agent stood at step 0 then
+    monkeypatch.setattr(capture, "_captured", captured_as(raising))
+    with pytest.warns(UserWarning, match="execution is compile: operation not permitted"):
+        graph.run(60)
+    eager.run(80)
+    assert graph.mode == "compile" and torch.equal(parameters(graph), parameters(eager))
+    expected = eager.metrics()
+    for name, value in graph.metrics().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_is_no_wrong_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounding(run: Callable[[], None]) -> Callable[[], None]:
+        def replay() -> None:
+            run()
+            with torch.no_grad():
+                for network in runs[-1].networks.values():
+                    network.flat.mul_(1 + 1e-7)
+
+        return replay
+
+    runs: list[Any] = []
+    monkeypatch.setattr(capture, "_captured", captured_as(rounding))
+    run = make_runner("eager", [0, 3])
+    runs.append(run.agent)
+    run.mode = "graph"
+    run.run(20)
+    assert run.mode == "graph" and run._graphs
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    (nothing, "does not give the actions"), (raising, "operation not permitted"),
+])  # fmt: skip
+def test_a_policy_acts_without_a_graph_that_is_wrong(kind: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "_captured", captured_as(kind))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    run = make_runner("eager", [0, 3])
+    act, rngs = CapturedActions(run.agent), torch_generators([0, 3], "acting", "cpu")
+    expected = torch_generators([0, 3], "acting", "cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            states = torch.randn(2, 5, 11)
+            assert torch.equal(act(states, rngs), run.agent.act(states, expected))
+    (line,) = [str(w.message) for w in caught if "graph" in str(w.message)]
+    assert line.startswith("the policy runs without a CUDA graph: ") and said in line
 
 
 def test_a_capture_uses_the_device_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:

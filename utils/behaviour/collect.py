@@ -25,6 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import utils.interrupts  # noqa: F401  first, for what follows takes seconds to import
+
+# isort: split
 import h5py
 import numpy as np
 from tqdm import tqdm

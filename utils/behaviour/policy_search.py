@@ -212,7 +212,9 @@ class _SAC:
         self.splits = [state_dim, action_dim, state_dim, 1, 1]
         self.step = 0
 
-    def remember(self, state, action, next_state, reward: float, terminated: bool) -> None:
+    def remember(
+        self, state: np.ndarray, action: np.ndarray, next_state: np.ndarray, reward: float, terminated: bool
+    ) -> None:
         row = np.concatenate([state, action, next_state, [reward, float(terminated)]]).astype(np.float32)
         self.memory[self.step] = torch.from_numpy(row)
         self.step += 1
@@ -276,7 +278,7 @@ class _SAC:
 def soft_actor_critic(
     env_name: str, seed: int, settings: SACSettings, checkpoint: Path | None = None
 ) -> Iterator[Snapshot]:
-    """Yield a snapshot every `snapshot_interval` environment steps; one update a step.
+    """Yield a snapshot every `snapshot_interval` environment steps; one update per step.
 
     With `checkpoint` the whole state is kept there and an interrupted search goes on from it (a new episode
     begins at that point).

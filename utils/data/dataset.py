@@ -144,14 +144,34 @@ def _iql_returns(rewards: Array, ends: Array) -> Array:
     return rewards / spread * np.float32(1000)
 
 
-def _returns(rewards: Array, ends: Array) -> Array:
+EPISODE_ROWS = 1000  # the time limit of D4RL's locomotion
+
+
+def _return_range(rewards: Array, not_dones: Array) -> Array:
+    """r · 1000 / (highest − lowest return) as QGPO's `return_range(data, 1000)` counts: an episode ends at a terminal
+    or as the 1,000th row since the last end, wherever its time limit was; the rest of the file is left out.
+    """
+    ends, since = not_dones[:, 0] == 0, 0
+    for stop in [*np.flatnonzero(ends).tolist(), len(ends)]:
+        ends[since + EPISODE_ROWS - 1 : stop : EPISODE_ROWS] = True
+        since = stop + 1
+    returns = _returns(rewards, ends, np.float64)
+    if len(returns) == 0 or returns.max() == returns.min():
+        raise UserError(
+            "reward_tune=return_range needs two episodes with different returns, and this set has "
+            f"{len(returns)} that end in a terminal or after {EPISODE_ROWS:,} rows; use another reward_tune"
+        )
+    return rewards / np.float32(returns.max() - returns.min()) * np.float32(1000)
+
+
+def _returns(rewards: Array, ends: Array, dtype: type = np.float32) -> Array:
     """Returns of the episodes, each with a last row where `ends` [N] is true; what follows the last is left out."""
     stops = np.flatnonzero(ends) + 1
     starts = np.concatenate([[0], stops])[:-1]
-    # float32, added in file order: what the published loop's running sum rounds to.
+    # Added in file order, by default in float32: what the published loop's running sum rounds to.
     return np.array(
-        [np.add.accumulate(rewards[i:j, 0], dtype=np.float32)[-1] for i, j in zip(starts, stops, strict=True)],
-        dtype=np.float32,
+        [np.add.accumulate(rewards[i:j, 0], dtype=dtype)[-1] for i, j in zip(starts, stops, strict=True)],
+        dtype=dtype,
     )
 
 
@@ -161,6 +181,7 @@ _TUNES = {
     "normalize": lambda rewards, *_: _normalize(rewards),
     "iql_locomotion": lambda rewards, not_dones, _: _iql_locomotion(rewards, not_dones),
     "iql_returns": lambda rewards, _, ends: _iql_returns(rewards, ends),
+    "return_range": lambda rewards, not_dones, _: _return_range(rewards, not_dones),
     "iql_antmaze": lambda rewards, *_: rewards - np.float32(1),
     "cql_antmaze": lambda rewards, *_: (rewards - np.float32(0.5)) * np.float32(4),
     "antmaze": lambda rewards, *_: (rewards - np.float32(0.25)) * np.float32(2),

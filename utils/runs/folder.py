@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -9,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +27,8 @@ from utils.runs.columns import (
 from utils.runs.log import write_json
 from utils.runs.reading import read_config, read_evaluations, read_header, read_metrics
 
+T = TypeVar("T")
+
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # Any of these says that a folder holds a run.
 LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE, "config.json")
@@ -33,6 +36,8 @@ LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE,
 BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_FILE, ".*.part")
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
+# What runs had that were made before they said so.
+ALWAYS_WAS = {"precision": "float32"}
 
 
 def describe_run(
@@ -86,6 +91,18 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def recorded(folders: Sequence[Path], name: str, kind: type[T]) -> T | None:
+    """What `config.json` in these folders says under `name`; None where none says so, or none can be read.
+
+    A resumed run keeps its execution and its threads: others give the same numbers only within rounding.
+    """
+    for folder in folders:
+        with contextlib.suppress(UserError):  # `prepare_folders` says what is wrong with it
+            if isinstance(value := read_config(folder).get(name), kind):
+                return value
+    return None
+
+
 def prepare_folders(
     folders: Sequence[Path], configs: Sequence[Mapping[str, Any]], resume: bool, overwrite: bool
 ) -> list[dict[str, Any]] | None:
@@ -126,6 +143,15 @@ def prepare_folders(
     return states
 
 
+def note_execution(folders: Sequence[Path], execution: str) -> None:
+    """Have each `config.json` name another execution. Raises UserError where one cannot be read or written."""
+    for folder in folders:
+        try:
+            write_json(folder / "config.json", {**read_config(folder), "execution": execution})
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+
+
 def owner(config: Mapping[str, Any]) -> checkpoint.Owner:
     """Whose checkpoints a seed's folder with this `config.json` holds."""
     return checkpoint.Owner(config["run"]["algo"], config["run"]["env_name"], config["seed"])
@@ -149,12 +175,15 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
     changeable = () if decays else CHANGEABLE
     pairs = [(settings, "settings", name) for name in config["settings"]]
-    pairs += [(dataset, "dataset", "sha256"), (run, "run", "eval_seeds")]
+    pairs += [(dataset, "dataset", "sha256")]
+    pairs += [(run, "run", name) for name in ("eval_seeds", "backend", "precision")]
     differences = [
-        f"{name} was {there.get(name)!r}, now {config[part].get(name)!r}"
+        f"{name} was {there.get(name, ALWAYS_WAS.get(name))!r}, now {config[part].get(name)!r}"
         for there, part, name in pairs
-        if name not in changeable and there.get(name) != config[part].get(name)
+        if name not in changeable and there.get(name, ALWAYS_WAS.get(name)) != config[part].get(name)
     ]
+    if old.get("execution") != config.get("execution"):
+        differences.append(f"execution was {old.get('execution')!r}, now {config.get('execution')!r}")
     if differences:
         raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 Generators = Sequence[torch.Generator]
 # (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]
-Policy = Callable[[Tensor, Generators, Tensor], Tensor]
+Policy = Callable[[Tensor, Generators, Tensor | None], Tensor]
 
 
 class Weights(Protocol):
@@ -68,6 +69,7 @@ class Learner(Protocol):
     def phase(self, step: int) -> int: ...
     def schedule(self, step: int) -> tuple[float, ...]: ...
     def prepare(self) -> None: ...
+    def updating(self) -> AbstractContextManager[object]: ...  # surrounds the losses and their gradients
     def draw(self, rng: Generators, batch_size: int, steps: int) -> dict[str, Tensor]: ...
     def update(self, batch: Mapping[str, Tensor], draws: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 

@@ -8,6 +8,7 @@ for the device until metrics are read.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from utils.data.dataset import Columns
 from utils.errors import UserError
+from utils.files import first_line
 from utils.seeding import torch_generators
 from utils.training.capture import CapturedPeriod, compile_methods
 from utils.training.interfaces import Generators, Learner, Transitions, WholeTable
@@ -29,13 +31,13 @@ class Runner:
     """Runs updates of `agent` on batches of `table`.
 
     `generators`: one per seed on the table's device; rows and draws come from it. `mode`: eager, compile or graph;
-    eager afterwards where compiling failed.
+    afterwards what is really used: compile where capturing failed, eager where compiling did.
     """
 
     def __init__(self, agent: Learner, table: Transitions, batch_size: int, generators: Generators, mode: str) -> None:
         self.agent, self.table, self.batch_size, self.generators = agent, table, batch_size, list(generators)
         self.block = agent.period * math.ceil(_BLOCK / agent.period)
-        self.mode = mode
+        self.mode, self._without_graphs = mode, "eager"
         self._position = self.block  # steps of the block that are used up
         self._before_block = [g.get_state() for g in self.generators]
         self._indices = torch.empty(0)
@@ -48,7 +50,10 @@ class Runner:
         self._counts: dict[str, int] = {}
         if mode in ("compile", "graph"):
             compiled = compile_methods(agent, agent.COMPILED, self._try_losses, dynamic=False)
-            self.mode = "eager" if mode == "compile" and not compiled else mode
+            self._without_graphs = "compile" if compiled else "eager"
+            self.mode = self._without_graphs if mode == "compile" else mode
+        if mode == "graph":
+            self._try_graph()
 
     # --- Running -----------------------------------------------------------------------------------
 
@@ -79,8 +84,9 @@ class Runner:
         if self._plan is not None:
             self._plan.refresh(agent.step)
         if self.mode == "graph" and steps >= agent.period and self._one_graph_holds(agent.step):
-            self._replay(slice(at, at + agent.period))
-            return agent.period
+            period = slice(at, at + agent.period)
+            if self._replay(self._indices[period], {name: draws[period] for name, draws in self._draws.items()}):
+                return agent.period
         metrics = agent.update(self.batch(self._indices[at]), {name: draws[at] for name, draws in self._draws.items()})
         with torch.no_grad():
             for name, value in metrics.items():
@@ -108,12 +114,26 @@ class Runner:
 
     def _try_losses(self) -> None:
         """Run each compiled loss once, forward and backward, on throw-away numbers; no parameter changes."""
-        throw_away = [torch.Generator(device=g.device).manual_seed(0) for g in self.generators]
-        batch = self.batch(self.table.draw_indices(throw_away, self.batch_size, 1)[0])
-        draws = {name: value[0] for name, value in self.agent.draw(throw_away, self.batch_size, 1).items()}
-        for name in self.agent.COMPILED:
-            loss, _ = getattr(self.agent, name)(batch, draws)
-            loss.sum().backward()
+        indices, drawn = self._throw_away(1)
+        batch, draws = self.batch(indices[0]), {name: value[0] for name, value in drawn.items()}
+        with self.agent.updating():
+            for name in self.agent.COMPILED:
+                loss, _ = getattr(self.agent, name)(batch, draws)
+                loss.sum().backward()
+
+    def _try_graph(self) -> None:
+        """Capture the next whole period on throw-away numbers, so that `mode` is right from the start."""
+        agent, step = self.agent, self.agent.step
+        agent.step = math.ceil(step / agent.period) * agent.period
+        if self._one_graph_holds(agent.step):
+            self._graph(*self._throw_away(agent.period))
+        agent.step = step
+
+    def _throw_away(self, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows and draws for so many steps, from generators of their own."""
+        generators = [torch.Generator(device=g.device).manual_seed(0) for g in self.generators]
+        indices = self.table.draw_indices(generators, self.batch_size, steps)
+        return indices, self.agent.draw(generators, self.batch_size, steps)
 
     def _one_graph_holds(self, step: int) -> bool:
         """Whether a whole period begins at `step`, in which nothing scheduled, and no phase, changes."""
@@ -121,16 +141,27 @@ class Runner:
         constant = agent.phase(step) == agent.phase(last) and agent.schedule(step) == agent.schedule(last)
         return step % agent.period == 0 and constant
 
-    def _replay(self, at: slice) -> None:
-        """The period whose numbers stand at these places of the block."""
-        indices, draws = self._indices[at], {name: value[at] for name, value in self._draws.items()}
+    def _graph(self, indices: Tensor, draws: Mapping[str, Tensor]) -> CapturedPeriod | None:
+        """The graph of this phase; None, with one line and another `mode` from now on, where none can be had."""
         phase = self.agent.phase(self.agent.step)
         if phase not in self._graphs:
-            self._graphs[phase] = CapturedPeriod(self.agent, self.batch, indices, draws)
-        graph = self._graphs[phase]
+            try:
+                self._graphs[phase] = CapturedPeriod(self.agent, self.batch, indices, draws)
+            except Exception as error:  # whatever a capture raises
+                self.mode, self._graphs = self._without_graphs, {}
+                warnings.warn(f"no CUDA graph, execution is {self.mode}: {first_line(error)}", stacklevel=2)
+                return None
+        return self._graphs[phase]
+
+    def _replay(self, indices: Tensor, draws: Mapping[str, Tensor]) -> bool:
+        """Run a whole period on these numbers; whether there is a graph for it."""
+        graph = self._graph(indices, draws)
+        if graph is None:
+            return False
         graph.replay(indices, draws)
         for name, total in graph.sums.items():
             self._add(name, total, graph.counts[name])
+        return True
 
     # --- State -------------------------------------------------------------------------------------
 
