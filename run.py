@@ -16,7 +16,7 @@ import torch
 
 from agents import AGENTS
 from agents.parts.agent import Agent
-from utils import sources
+from utils import sources, tasks
 from utils.errors import UserError
 from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
 from utils.runs import checkpoint
@@ -73,6 +73,8 @@ def start(options: Namespace) -> int:
     """Set up, train, and show the table of scores; or print the settings."""
     if options.print_config:
         print(config_table(options))
+        for line in cost_lines(options, resolve_settings(options)[0]):
+            print(line)
         return 0
     training = setup(options)
     with training.resources:
@@ -99,12 +101,15 @@ def setup(options: Namespace) -> Training:
         max_action = environments.max_action if environments else 1.0
         make = partial(make_agent, options, dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
         agent = make(load=options.load_published)
-        runner = Runner(agent, tuned.to(device), config.batch_size, torch_generators(seeds, "training", device), mode)
+        table = tuned.batches_to(device, agent.windows)
+        runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         evaluator = None
         if environments is not None:
             beside = device.type == "cuda" if options.eval_async is None else options.eval_async
             snapshot = make() if beside else None
+            if snapshot is not None:
+                snapshot.observe(table)  # what it keeps beside its networks
             act, fresh = acting(snapshot or agent, runner.mode), options.eval_seeds == "fresh"
             evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
@@ -120,12 +125,25 @@ def setup(options: Namespace) -> Training:
         bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
         where = f"seeds {seeds}, {device}, {runner.mode} ({why})"
         bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
+        for line in cost_lines(options, config):
+            bar.note(line)
         score = dataset.info.get("behaviour_score")
         owners = [owner(config) for config in configs]
         if states is None:  # no folder has evaluations and nothing to continue from
             checkpoint.save_run(folders, parts, [log.sync() for log in logs], owners)
         return Training(options, config, total_steps, source, score, folders, owners, agent, runner, watch, parts,
                         evaluator, logs, bar, Stop(), stack.pop_all())  # fmt: skip
+
+
+def cost_lines(options: Namespace, config: Any) -> list[str]:
+    """What acting costs, where that is worth saying before a run: a line or none."""
+    if not AGENTS[options.algo].COSTLY:
+        return []
+    wanted = tasks.task(options.env_name)
+    try:
+        return [AGENTS[options.algo].cost(config, wanted.state_dim, wanted.action_dim)]
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None = None) -> Agent:

@@ -31,6 +31,7 @@ from agents.parts.windows import (
     GaussianNormalizer,
     Guide,
     WindowProcess,
+    Windows,
     clean_loss,
     conditioned_plans,
     guided_plans,
@@ -328,7 +329,7 @@ def data(planner: Planner, draws: Draws) -> Found:
     longest, horizon = case["max_path_length"], case["horizon"]
     recorded = Rows(observations, actions, rewards, flags["terminal"], flags["timeout"])
     episodes = complete_episodes(recorded, longest, "the case")
-    table = WindowTable(episodes, horizon, case["discount"], case["termination_penalty"], longest, "cpu")
+    table = WindowTable(episodes, Windows(horizon, case["discount"], case["termination_penalty"], longest), "cpu")
     gaussian = "returns_scale" not in case
     norms = [GaussianNormalizer(d, 1, "cpu") if gaussian else CDFNormalizer(d, "cpu") for d in (S, A)]
     for norm, numbers in zip(norms, (table.observations, table.actions), strict=True):

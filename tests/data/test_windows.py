@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.parts.windows import Windows
 from utils.data.rows import Rows
 from utils.data.windows import WindowTable, complete_episodes, window_starts
 from utils.errors import UserError
@@ -31,8 +32,9 @@ def rows(**changes: Any) -> Rows:
     return Rows(**{**arrays, **changes})
 
 
-def table(recorded: Rows, horizon: int = H, **options: Any) -> WindowTable:
-    return WindowTable(complete_episodes(recorded, LONGEST, "set"), horizon, 0.9, -100.0, LONGEST, "cpu", **options)
+def table(recorded: Rows, horizon: int = H) -> WindowTable:
+    wanted = Windows(horizon, 0.9, -100.0, LONGEST)
+    return WindowTable(complete_episodes(recorded, LONGEST, "set"), wanted, "cpu")
 
 
 def test_every_window_is_what_a_padded_table_holds() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,19 @@ from utils.data.rows import Rows
 from utils.errors import UserError
 
 Array = np.ndarray
+
+
+class Wanted(Protocol):
+    """The windows that an agent asks for."""
+
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def discount(self) -> float: ...  # of the returns
+    @property
+    def penalty(self) -> float: ...  # added to the reward of a terminal
+    @property
+    def max_path_length(self) -> int: ...  # no episode may be longer
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,12 @@ def window_starts(lengths: Array, horizon: int, longest: int, padding: bool = Tr
     return episodes, np.arange(len(episodes)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
+def rows_of(observations: Array, actions: Array, rewards: Array, steps: int = 1000) -> Rows:
+    """These numbers as recorded rows, in episodes of `steps` that a time limit ends: for measurements."""
+    ends = np.arange(1, len(observations) + 1) % min(steps, len(observations)) == 0
+    return Rows(observations, actions, rewards.reshape(-1), np.zeros_like(ends), ends)
+
+
 class WindowTable:
     """All windows of a set on a device: `draw_indices` and `gather` as `utils.data.dataset.Table`, of windows.
 
@@ -100,14 +120,12 @@ class WindowTable:
     def __init__(
         self,
         episodes: Episodes,
-        horizon: int,
-        discount: float,
-        penalty: float,
-        longest: int,
+        wanted: Wanted,
         device: torch.device | str,
-        padding: bool = True,
     ) -> None:
-        which, steps = window_starts(episodes.lengths, horizon, longest, padding)
+        """Raises UserError where no window fits."""
+        horizon = wanted.horizon
+        which, steps = window_starts(episodes.lengths, horizon, wanted.max_path_length)
         if len(which) == 0:
             raise UserError(f"no window of {horizon} steps fits: the longest episode has {episodes.lengths.max()}")
         self.size, self.horizon = len(which), horizon
@@ -115,7 +133,9 @@ class WindowTable:
         first = episodes.firsts[which] + steps
         self._first = torch.from_numpy(first).to(device)
         self._stop = torch.from_numpy((episodes.firsts + episodes.lengths)[which]).to(device)
-        self.returns = torch.from_numpy(episodes.returns(discount, penalty)[first]).unsqueeze(1).to(device)
+        self.returns = (
+            torch.from_numpy(episodes.returns(wanted.discount, wanted.penalty)[first]).unsqueeze(1).to(device)
+        )
         self._places = torch.arange(horizon, device=device)
         nothing = [np.zeros((1, part.shape[1]), np.float32) for part in (episodes.observations, episodes.actions)]
         # One row more than there are: the padding.
