@@ -27,7 +27,6 @@ from utils.runs import checkpoint
 from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
 from utils.runs.journal import Journal
 from utils.runs.locks import RunLock
-from utils.runs.log import Bar, SeedLog
 from utils.runs.summary import show_scores
 from utils.seeding import torch_generators
 from utils.training.capture import acting, choose_mode
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 def start(options: Namespace) -> int:
     """Set up, train, and show the table of scores; or print the settings."""
     if options.print_config:
-        print(config_table(options))
+        print(config_table(options, AGENTS))
         return 0
     with (training := setup(options)).resources:
         train(training)
@@ -99,14 +98,15 @@ def setup(options: Namespace) -> Training:
         max_action = environments.max_action if environments else 1.0
         make = partial(make_agent, options, dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
         agent = make(load=options.load_published)
-        table, used = tuned.to(device), held("threads", int)
+        table, used = tuned.batches_to(device, agent.windows), held("threads", int)
         threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size, total_steps)
         runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         evaluator = None
         if environments is not None:
             beside = device.type == "cuda" if options.eval_async is None else options.eval_async
-            snapshot = make() if beside else None
+            if snapshot := make() if beside else None:
+                snapshot.observe(table)  # what it keeps beside its networks
             act, fresh = acting(snapshot or agent, runner.mode), options.eval_seeds == "fresh"
             evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
@@ -117,17 +117,18 @@ def setup(options: Namespace) -> Training:
         parts: dict[str, Any] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
             checkpoint.restore(parts, states)
-        if states is not None and evaluator:
-            evaluator.resume([state.get("evaluation", {}) for state in states])
-        opened = (SeedLog(folder, agent.METRICS, agent.step, described["settings"]) for folder in folders)
-        logs = [stack.enter_context(closing(log)) for log in opened]
-        title, first = f"{options.algo} {options.env_name}", agent.first_step
-        bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
+            if evaluator:
+                evaluator.resume([state.get("evaluation", {}) for state in states])
+        span, title = (agent.first_step, agent.step, total_steps), f"{options.algo} {options.env_name}"
+        journal = Journal(folders, agent.METRICS, agent.SHOWN, span, described["settings"], options.quiet, title)
+        stack.enter_context(closing(journal))
         where = f"seeds {seeds}, {device}, {runner.mode} ({why}), threads {threads} ({so_many})"
-        bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
+        journal.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
+        if cost := agent.cost(config, dataset.state_dim, dataset.action_dim):
+            journal.bar.note(cost)
         score, owners = dataset.info.get("behaviour_score"), [owner(config) for config in configs]
         return Training(options, config, total_steps, source, score, folders, owners, agent, runner, watch, parts,
-                        evaluator, Journal(logs, bar, agent.SHOWN), Stop(), stack.pop_all())  # fmt: skip
+                        evaluator, journal, Stop(), stack.pop_all())  # fmt: skip
 
 
 def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None = None) -> Agent:

@@ -41,7 +41,7 @@ def measure(algo: str, env_name: str, seeds: int, seconds: float, way: str) -> d
     numbers = list(range(seeds))
     agent = AGENTS[algo](dataset.state_dim, dataset.action_dim, 1.0, config, numbers, device)
     generators = torch_generators(numbers, "training", device)
-    runner = Runner(agent, dataset.to(device), config.batch_size, generators, "eager")
+    runner = Runner(agent, dataset.batches_to(device, agent.windows), config.batch_size, generators, "eager")
     agent.step = steady_step(config)
     runner.run(4)
     steps, began, faults = 0, time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,12 +7,13 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 import hyperparameters
+from utils import tasks
 from utils.errors import UserError, user_errors
 from utils.files import first_line, print_any_text
 from utils.process import INTERRUPTED
@@ -149,11 +150,18 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[
     return config, settings
 
 
-def config_table(options: argparse.Namespace) -> str:
-    """Each setting, its value and its origin, a line each. Raises UserError as `resolve_settings`."""
-    _, rows = resolve_settings(options)
+def config_table(options: argparse.Namespace, algorithms: Mapping[str, Any]) -> str:
+    """Each setting, its value and its origin, a line each, and what acting costs where the algorithm says so.
+
+    Raises UserError as `resolve_settings`, and for settings that do not fit together.
+    """
+    config, rows = resolve_settings(options)
     width = max(map(len, rows))
-    return "\n".join(f"{name:{width}}  {value!s:12}  {origin}" for name, (value, origin) in rows.items())
+    lines = [f"{name:{width}}  {value!s:12}  {origin}" for name, (value, origin) in rows.items()]
+    if task := tasks.TASKS.get(options.env_name):  # a bandit is none
+        with user_errors():
+            lines.append(algorithms[options.algo].cost(config, task.state_dim, task.action_dim))
+    return "\n".join(line for line in lines if line)
 
 
 def parse_seeds(text: str | None, seed: int = 0) -> list[int]:

@@ -133,6 +133,8 @@ def test_noise_network_equals_the_written_out_network() -> None:
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_hidden_dim_is_the_width_of_every_hidden_layer(algo: str) -> None:
     time = {"time_frequencies": 8} if algo == "idql" else {}  # the width of its time layers is its own, 256
+    if algo == "decision_diffuser":  # so is the width of its inverse dynamics
+        time = {"inverse_dim": 24, "diffusion_steps": 2, "horizon": 4}
     config = hyperparameters.get(algo, "hopper-medium-v2", hidden_dim=24, **time)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds=[0])
     matrices = [s for p in agent.networks.values() for s in p.shapes.values() if len(s) == 2]

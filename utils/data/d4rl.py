@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import warnings
+from functools import partial
 from pathlib import Path
 
 from utils.data.dataset import Dataset
 from utils.data.doubts import doubts
 from utils.data.download import download, write_text
 from utils.data.rows import (
+    Rows,
     check_values,
     episode_ends,
     episode_returns,
@@ -152,4 +154,18 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
         "behaviour_score": float(normalized_score(env_name, returns.mean())),
     }
     arrays = qlearning_transitions(rows, wanted.max_episode_steps, name=file)
-    return Dataset(**arrays, env_name=env_name, source="d4rl" if path is None else str(file), info=info)
+    return Dataset(
+        **arrays,
+        env_name=env_name,
+        source="d4rl" if path is None else str(file),
+        info=info,
+        raw=partial(_rows_again, file, wanted, digest),
+    )
+
+
+def _rows_again(file: Path, wanted: Task, digest: str) -> Rows:
+    """The recorded rows, read once more. Raises UserError where the file is not the one that was read before."""
+    with open_unchanged(file) as opened:
+        if sha256_of(opened) != digest:
+            raise UserError(f"{file} was replaced while it was in use; run again")
+        return read_rows(file, wanted.state_dim, wanted.action_dim, opened)

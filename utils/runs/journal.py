@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +13,34 @@ from utils.runs.log import Bar, SeedLog
 
 
 class Journal:
-    """`logs`: one per seed, in the order of the seeds axis. `shown`: names of the metrics that the bar shows."""
+    """One log per folder, in the order of the seeds axis, and one bar.
 
-    def __init__(self, logs: Sequence[SeedLog], bar: Bar, shown: Sequence[str] = ()) -> None:
-        self.logs, self.bar, self.shown = logs, bar, shown
+    metrics: the columns of `metrics.csv`. shown: those of them that the bar shows. steps: the first, the one at which
+    the process begins or continues, and the last. settings: what TensorBoard's HPARAMS shows of the run.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        metrics: Sequence[str],
+        shown: Sequence[str],
+        steps: tuple[int, int, int],
+        settings: Mapping[str, Any],
+        quiet: bool,
+        title: str,
+    ) -> None:
+        first, now, last = steps
+        self.shown = shown
+        self.logs: list[SeedLog] = []
+        with ExitStack() as stack:
+            for folder in folders:
+                self.logs.append(stack.enter_context(closing(SeedLog(folder, metrics, now, settings))))
+            self.bar = stack.enter_context(closing(Bar(last - first, now - first, quiet, title)))
+            self._open = stack.pop_all()
+
+    def close(self) -> None:
+        """Close the files and the bar."""
+        self._open.close()
 
     def metrics(
         self,

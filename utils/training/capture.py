@@ -206,7 +206,7 @@ def acting(agent: Learner, mode: str) -> Policy:
     """`agent.act`, run in `mode`. Compiled or captured, the policy gives the same actions within rounding."""
     if agent.device.type == "cuda" and mode == "graph":
         return CapturedActions(agent)
-    if mode == "compile":
+    if mode == "compile" and agent.ACTS_COMPILED:
 
         def trial() -> None:
             # Two counts of rows: the compiled policy must take any, since ended episodes drop out.
