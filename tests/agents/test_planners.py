@@ -16,6 +16,7 @@ from agents import AGENTS
 from agents.parts.windows import Windows
 from tests import small
 from tests.training.making import make_runner, parameters
+from utils.errors import UserError
 from utils.seeding import torch_generators
 from utils.training.runner import Runner
 
@@ -212,5 +213,5 @@ def test_what_no_plan_can_be_made_of_is_one_line(
 
 def test_single_transitions_are_refused() -> None:
     dataset = dataclasses.replace(small.dataset(), raw=None)
-    with pytest.raises(run.UserError, match="single transitions only"):
+    with pytest.raises(UserError, match="single transitions only"):
         dataset.batches_to("cpu", Windows(4, 0.99, 0.0))
