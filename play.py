@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+if __name__ == "__main__":  # not in a program that imports this: it changes how Ctrl-C ends a process
+    import utils.interrupts  # noqa: F401  first, for what follows takes seconds to import
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents import AGENTS
 from utils import sources, video
-from utils.behaviour.collect import collect_with
 from utils.errors import UserError
 from utils.options import Parser, command_line, resolve_device
 from utils.runs import checkpoint
@@ -164,6 +166,8 @@ def export(t: Trained, options: Namespace) -> None:
 
 def collect(t: Trained, options: Namespace) -> None:
     """Transitions of the policy in a D4RL-format file."""
+    from utils.behaviour.collect import collect_with
+
     run = t.described["run"]
     if run["backend"] == "d4rl" or not isinstance(t.source, sources.Task):
         raise UserError("--collect takes the tasks of --backend mujoco")

@@ -7,10 +7,12 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import gymnasium
 import h5py
 import imageio.v2 as imageio
 import numpy as np
@@ -23,7 +25,7 @@ from agents import AGENTS
 from benchmarks.soak.soak import tiny
 from tests.small import d4rl_file
 from utils import sources, video
-from utils.data import d4rl
+from utils.data import d4rl, minari
 from utils.errors import UserError
 from utils.runs.played import estimate, played_table, save_played
 
@@ -334,6 +336,23 @@ def test_a_film_goes_at_the_pace_of_its_frames(tmp_path: Path) -> None:
     frames = frames_of(tmp_path / "film.gif")
     assert frames[:, 0, 0, 0].tolist() == [0, 80, 160]
     assert imageio.get_reader(tmp_path / "film.gif").get_meta_data()["duration"] in (30, 32)
+
+
+def test_a_set_of_minaris_is_watched_in_its_own_environment() -> None:
+    watch("hopper-medium-v2")
+    spec = minari.EnvironmentSpec("minari:some/set-v0", gymnasium.spec("Hopper-v5"), 20, None, None)
+    environments = minari.MinariEnvs(spec, 1, render_mode="rgb_array")
+    environments.reset([np.random.default_rng(0)])
+    frame = environments.frame()
+    assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.std() > 5 and environments.fps == 125
+    environments.close()
+    blind = minari.MinariEnvs(spec, 1)
+    blind.reset([np.random.default_rng(0)])
+    with pytest.raises(UserError, match="Hopper-v5"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        blind.frame()
+    with pytest.raises(UserError, match="the environment of minari:some/set-v0 cannot be made"):
+        minari.MinariEnvs(spec, 1, no_such_argument=1)
 
 
 def test_tasks_without_an_environment_here_cannot_be_watched() -> None:
