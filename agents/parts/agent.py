@@ -296,7 +296,7 @@ class Agent:
         return torch.cat(parts, dim=1)
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
-        """The random numbers of `act` for N states, each [S, N, ...]."""
+        """The random numbers of `act` for N states, each [S, N, ...]; a generator that is None is PyTorch's own."""
         raise NotImplementedError
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
