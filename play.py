@@ -170,7 +170,7 @@ def collect(t: Trained, options: Namespace) -> None:
 
     run = t.described["run"]
     if run["backend"] == "d4rl" or not isinstance(t.source, sources.Task):
-        raise UserError("--collect takes the tasks of --backend mujoco")
+        raise UserError("--collect takes D4RL's tasks under --backend mujoco")
     collect_with(run["env_name"], Policy(t), run["algo"], options.collect, options.transitions,
                  seed=options.seed, progress=not options.quiet)  # fmt: skip
 

@@ -320,7 +320,7 @@ def test_a_maze_is_seen_from_above_with_its_goal_and_walls() -> None:
 
 def test_a_film_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError), video.Film(tmp_path / "film.gif", 20) as film:
-        film.add(np.zeros((16, 16, 3), np.uint8))
+        film.add(lambda: np.zeros((16, 16, 3), np.uint8))
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(video, "find_spec", lambda name: None)
@@ -332,7 +332,7 @@ def test_a_film_goes_at_the_pace_of_its_frames(tmp_path: Path) -> None:
     """125 frames a second: every fourth is kept, 32 ms each."""
     with video.Film(tmp_path / "film.gif", 125) as film:
         for k in range(9):
-            film.add(np.full((16, 16, 3), 20 * k, np.uint8))
+            film.add(lambda k=k: np.full((16, 16, 3), 20 * k, np.uint8))
     frames = frames_of(tmp_path / "film.gif")
     assert frames[:, 0, 0, 0].tolist() == [0, 80, 160]
     assert imageio.get_reader(tmp_path / "film.gif").get_meta_data()["duration"] in (30, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -102,7 +103,10 @@ class Minari:
 
     def watched(self) -> Watched:
         from utils.data import minari
+        from utils.environments.physics import find_opengl
 
+        with contextlib.suppress(UserError):  # an environment may draw without it
+            find_opengl()
         return minari.make_lockstep(self.name, 1, render_mode="rgb_array")
 
     def normalized_score(self, returns: np.ndarray) -> np.ndarray:

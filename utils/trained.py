@@ -126,11 +126,11 @@ def film(trained: Trained, path: Path, fresh: bool, quiet: bool = True) -> Episo
     with closing(trained.source.watched()) as environments, Film(path, environments.fps) as frames:
 
         def act(states: Tensor, rng: Any, active: Tensor | None = None) -> Tensor:
-            frames.add(environments.frame())
+            frames.add(environments.frame)
             return trained.agent.act(states, rng, active)
 
         episodes = _episodes(trained, environments, act, fresh, quiet)
-        frames.add(environments.frame())
+        frames.add(environments.frame)
     return episodes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ class Film:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot write {path}: {first_line(error)}") from error
 
-    def add(self, frame: np.ndarray) -> None:
-        """One frame, uint8 [height, width, 3], of a size that stays. Raises UserError where the disk refuses."""
+    def add(self, draw: Callable[[], np.ndarray]) -> None:
+        """One frame, uint8 [height, width, 3], of a size that stays; drawn only where it is kept.
+
+        Raises UserError where the disk refuses, or as `draw`.
+        """
         self._count += 1
         if (self._count - 1) % self._every == 0:
+            frame = draw()
             try:
                 self._writer.append_data(frame)
             except OSError as error:

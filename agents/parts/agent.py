@@ -313,7 +313,7 @@ class Agent:
         return getattr(self.config, "action_candidates", 1)
 
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
-        """The random numbers of `act` for N states, each [S, N, ...]."""
+        """The random numbers of `act` for N states, each [S, N, ...]; a generator that is None is PyTorch's own."""
         raise NotImplementedError
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:

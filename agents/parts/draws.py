@@ -25,8 +25,13 @@ def _place(generator: torch.Generator | None) -> torch.device | None:
 
 def normals(rng: Rng, seeds: int, steps: int, shape: Sequence[int]) -> Tensor:
     """Standard normals [steps, S, *shape], drawn seed by seed so that a seed sees the same alone and in company."""
-    drawn = [torch.empty(steps, *shape, device=_place(g)).normal_(generator=g) for g in _generators(rng, seeds)]
-    return torch.stack(drawn, dim=1)
+    return torch.stack([_normal(g, (steps, *shape)) for g in _generators(rng, seeds)], dim=1)
+
+
+def _normal(generator: torch.Generator | None, shape: Sequence[int]) -> Tensor:
+    if generator is None:  # `torch.export` knows no `randn` with a generator for a number of rows that it leaves open
+        return torch.randn(*shape)
+    return torch.randn(*shape, generator=generator, device=generator.device)
 
 
 def uniforms(rng: Rng, seeds: int, steps: int, shape: Sequence[int]) -> Tensor:
