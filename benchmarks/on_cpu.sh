@@ -25,6 +25,10 @@ for threads in 1 2; do
   for execution in eager compile; do
     step "training_diffcps_${execution}_t${threads}_$name.json" benchmarks.training $flags --execution $execution
   done
+  for algo in diffcps diffusion_ql dtql; do
+    step "training_${algo}_compile_bfloat16_t${threads}_$name.json" benchmarks.training $flags --execution compile \
+      --precision bfloat16 --algo "$algo"
+  done
   step "evaluation_t${threads}_$name.json" benchmarks.evaluation --device cpu --threads "$threads"
 done
 for algo in diffusion_ql diffusion_bc dtql; do

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under 10 minutes: correctness, training and acting speed, growth with seeds, T and
-# batch. Writes results/benchmarks/*_NAME.json, a table and a figure, or the same into a folder of your choice.
+# Everything that needs a GPU, in under 10 minutes: correctness, training (in float32, tf32 and bfloat16) and acting
+# speed, growth with seeds, T and batch. A row of the table whose execution is not `graph` had a graph that was wrong.
+# Writes results/benchmarks/*_NAME.json, a table and a figure, or the same into a folder of your choice.
 #
 #   bash benchmarks/on_gpu.sh NAME [FOLDER]              NAME: the machine, for the files' names, such as h200
 #   bash benchmarks/on_gpu.sh NAME FOLDER algorithms     in a call of its own: the ten algorithms without a plain form
@@ -52,9 +53,14 @@ fi
 
 fast="--device 0 --steps 1000 --plain_steps 40 --rows 1000000"
 step "training_locomotion_1_$name.json" benchmarks.training $fast --env_name halfcheetah-medium-v2 --seeds 1
+for precision in tf32 bfloat16; do
+  step "training_locomotion_1_${precision}_$name.json" benchmarks.training $fast --no-plain --precision "$precision" \
+    --env_name halfcheetah-medium-v2 --seeds 1
+done
 step "training_locomotion_16_$name.json" benchmarks.training $fast --env_name halfcheetah-medium-v2 --seeds 16
-if "$python" -c 'import pytest' 2>/dev/null; then # captured and eager updates give the same numbers
-  run 200 pytest -v tests/training/test_capture.py -k "graph or captured" || failed=1
+if "$python" -c 'import pytest' 2>/dev/null; then # captured and eager updates give the same numbers, in any precision
+  run 200 pytest -v tests/training/test_capture.py -k "graph or captured or capture or rounding" || failed=1
+  run 60 pytest -v tests/training/test_precision.py -k "cuda" || failed=1
 fi
 step "training_antmaze_1_$name.json" benchmarks.training $fast --env_name antmaze-large-play-v0 --seeds 1
 step "acting_$name.json" benchmarks.acting --device 0

@@ -7,10 +7,11 @@ import csv
 import json
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import evaluation, memory, scaling, table, training
+from benchmarks import evaluation, memory, profile, scaling, table, training
 
 SHORT = ["--device", "cpu", "--execution", "eager", "--rows", "500", "--steps", "20", "--plain_steps", "2",
          "--repeats", "2", "--batch_size", "8"]  # fmt: skip
@@ -18,6 +19,32 @@ SHORT = ["--device", "cpu", "--execution", "eager", "--rows", "500", "--steps", 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def event(*way: str) -> SimpleNamespace:
+    """A profiler's event and what it was called by, the event first."""
+    return SimpleNamespace(name=way[0], cpu_parent=event(*way[1:]) if len(way) > 1 else None)
+
+
+def test_what_an_operation_belongs_to() -> None:
+    mish, adam = "agents/parts/layers.py(44): mish", "agents/parts/adam.py(48): step"
+    assert profile.kind(event("aten::baddbmm", mish)) == "matrix products"
+    assert profile.kind(event("aten::sigmoid", "built-in", mish)) == "Mish"
+    assert profile.kind(event("aten::mul", "_MishBackward", "built-in")) == "Mish"
+    assert profile.kind(event("aten::linalg_vector_norm", adam)) == "clipping and Adam"
+    assert profile.kind(event("aten::index_select", "utils/data/dataset.py(239): gather")) == "gathers"
+    assert profile.kind(event("aten::copy_", "aten::_to_copy", "aten::to")) == "casts"
+    assert profile.kind(event("aten::sub", "agents/diffcps.py(75): critic_loss")) == profile.REST
+    assert profile.kind(event("aten::expand", mish)) == profile.kind(event(mish)) == profile.PYTHON
+
+
+@pytest.mark.slow
+def test_parts_of_a_step_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    profile.main(["--algo", "bc", "--blocks", "1"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.endswith("% |")]
+    times = {row[1].strip(): float(row[2]) for row in rows}
+    assert {"matrix products", profile.PYTHON} <= times.keys()
+    assert times.pop("a step") == pytest.approx(sum(times.values()), abs=0.1)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,9 @@ def choose(
     """
     if wanted != "auto":
         number, why = int(wanted), "as asked"
+        if kept not in (None, number):
+            warnings.warn(f"the run began with --threads {kept}: with {number} sums are rounded in another order",
+                          stacklevel=2)  # fmt: skip
     elif kept is not None:
         number, why = kept, "as it began"
     elif device.type != "cpu":
