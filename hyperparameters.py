@@ -679,8 +679,8 @@ CONFIGS["diffuser"] = DiffuserConfig
 PRESETS["diffuser"] = {
     "size": {
         "small": {
-            "num_epochs": 20, "eval_interval": 10, "value_steps": 20_000, "horizon": 8, "dim_mults": "1,4",
-            "diffusion_steps": 5, "action_candidates": 8, "guide_steps": 1, "guide_stop": 1,
+            "num_epochs": 10, "eval_interval": 5, "value_steps": 10_000, "horizon": 8, "hidden_dim": 16,
+            "dim_mults": "1,4", "diffusion_steps": 5, "action_candidates": 8, "guide_steps": 1, "guide_stop": 1,
         },
     },
 }  # fmt: skip
@@ -716,7 +716,7 @@ CONFIGS["decision_diffuser"] = DecisionDiffuserConfig
 PRESETS["decision_diffuser"] = {
     "size": {
         "small": {
-            "num_epochs": 6, "eval_interval": 6, "horizon": 16, "hidden_dim": 32, "dim_mults": "1,2,4",
+            "num_epochs": 10, "eval_interval": 5, "horizon": 16, "hidden_dim": 32, "dim_mults": "1,2",
             "diffusion_steps": 10,
         },
     },

@@ -13,6 +13,7 @@ import hyperparameters
 import run
 from agents import AGENTS
 from experiments.study.data import Data, data_of
+from utils import tasks
 from utils.errors import UserError
 from utils.options import parse, parse_seeds, resolve_settings
 from utils.report.runs import Labels, SeedRun, read_run
@@ -58,6 +59,16 @@ class PlannedRun:
     @property
     def config(self) -> Any:
         return hyperparameters.get(self.algo, self.env_name, **self.overrides, **self.length)
+
+    @property
+    def costly(self) -> bool:
+        """Whether acting costs so much that the plan says it."""
+        return AGENTS[self.algo].COSTLY
+
+    def acting_cost(self) -> str:
+        """What acting costs, in a line."""
+        wanted = tasks.task(self.env_name)
+        return AGENTS[self.algo].cost(self.config, wanted.state_dim, wanted.action_dim)
 
     @property
     def steps(self) -> int:

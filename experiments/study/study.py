@@ -58,7 +58,7 @@ class Experiment:
     evaluated: Callable[[Path], Sequence[Path]] = lambda trained: [trained]
 
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
-        """All runs that the options ask for."""
+        """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
         names = list(self.grid)
         variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
         seeds = tuple(parse_seeds(options.seeds))
@@ -67,6 +67,7 @@ class Experiment:
             PlannedRun(algo, task, group, variant, scaled(algo, task, options.scale))
             for algo in options.algos
             for task in options.tasks
+            if hyperparameters.runs_on(algo, task)
             for variant in variants
             for group in groups
         ]
@@ -119,6 +120,8 @@ class Study:
         print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
             print(f"left out: {reason}")
+        for algo, run in {run.algo: run for run in reversed(self.runs) if run.costly}.items():
+            print(f"{algo}, {run.env_name}: {run.acting_cost()}")
         known = " for the runs of known speed" if unknown else ""
         print(f"{len(rows)} runs, {left:.2f} hours of training left{known}, one run after the other")
         if unknown:

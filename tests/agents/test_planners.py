@@ -16,6 +16,7 @@ from agents import AGENTS
 from agents.parts.windows import Windows
 from tests import small
 from tests.training.making import make_runner, parameters
+from utils import tasks
 from utils.errors import UserError
 from utils.seeding import torch_generators
 from utils.training.runner import Runner
@@ -155,6 +156,16 @@ def test_cost_of_an_acted_step(algo: str, task: str, dims: Any, settings: Any, g
     line = AGENTS[algo].cost(config, *dims)
     assert float(line.split()[1].replace(",", "")) == pytest.approx(gflop, rel=0.03)
     assert "\n" not in line and ("1,286" in line if algo == "decision_diffuser" else "156" in line)
+
+
+@planners
+@pytest.mark.parametrize("task", hyperparameters.DOMAINS["locomotion"])
+def test_both_sizes_fit_every_task(algo: str, task: str) -> None:
+    """The sizes of layers, windows and steps: `cost` builds the networks, without memory."""
+    wanted = tasks.task(task)
+    for size in ("published", "small"):
+        config = hyperparameters.get(algo, task, size=size)
+        assert AGENTS[algo].cost(config, wanted.state_dim, wanted.action_dim).startswith("cost: ")
 
 
 def test_print_config_says_what_acting_costs(capsys: pytest.CaptureFixture[str]) -> None:
