@@ -631,6 +631,103 @@ DOMAIN_SETTINGS["qgpo"] = {
     "bandit": {"pretrain_epochs": 20, "critic_epochs": 10, "learning_rate": 1e-3},
 }
 
+# --- Diffuser and Decision Diffuser -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig(Config):
+    """What algorithms that diffuse windows of a trajectory read."""
+
+    size: str = setting(
+        "published",
+        "published, which needs a GPU, or small, which sets other defaults for two cores",
+        one_of=("published", "small"),
+    )
+    batch_size: int = setting(64, "windows per gradient step", above=0)
+    # An evaluation at the published size costs as much as many thousand gradient steps.
+    eval_interval: int = setting(200, "epochs between evaluations", above=0)
+    learning_rate: float = setting(2e-4, "Adam's rate", above=0)
+    diffusion_steps: int = setting(20, "steps T of the diffusion chain", above=0, alias="T")
+    horizon: int = setting(32, "steps of a window", above=1)
+    hidden_dim: int = setting(32, "channels of the U-Net at full length", above=0)
+    dim_mults: str = setting("1,2,4,8", "multiples of these, level by level; each but the last halves the length")
+    discount: float = setting(0.997, "discount factor of the windows' returns", at_least=0, at_most=1)
+    termination_penalty: float = setting(-100.0, "added to the reward of a terminal")
+    ema_decay: float = setting(0.995, "decay of the networks' averages, which plan", at_least=0, at_most=1)
+    ema_start: int = setting(2000, "gradient step from which they move; before it they are copies", at_least=0)
+    ema_interval: int = setting(10, "gradient steps between their moves", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffuserConfig(PlannerConfig):
+    """Diffuser (Janner et al. 2022): config/locomotion.py of its code (jannerm/diffuser). Values are trained at the
+    discount that planning loads, 0.997; that file's default is 0.99."""
+
+    action_weight: float = setting(10.0, "weight of the first action's squared error", at_least=0)
+    attention: bool = setting(False, "linear attention at every level of the U-Net")
+    value_steps: int = setting(200_000, "first steps, in which the values are learnt too", above=0, scales=True)
+    action_candidates: int = setting(
+        64, "plans per state, of which the one with the largest value is followed", above=0
+    )
+    guide_scale: float = setting(0.1, "weight of the value's gradient", at_least=0)
+    guide_steps: int = setting(2, "how often a plan is bent at every diffusion step", above=0, alias="n_guide_steps")
+    guide_stop: int = setting(2, "diffusion steps below it are not bent", at_least=0, alias="t_stopgrad")
+    guide_by_variance: bool = setting(True, "multiply the gradient by the posterior's variance")
+
+
+CONFIGS["diffuser"] = DiffuserConfig
+PRESETS["diffuser"] = {
+    "size": {
+        "small": {
+            "num_epochs": 10, "eval_interval": 5, "value_steps": 10_000, "horizon": 8, "hidden_dim": 16,
+            "dim_mults": "1,4", "diffusion_steps": 5, "action_candidates": 8, "guide_steps": 1, "guide_stop": 1,
+        },
+    },
+}  # fmt: skip
+TASK_SETTINGS["diffuser"] = {"hopper-medium-expert-v2": {"guide_scale": 1e-4, "guide_stop": 4}} | {
+    f"halfcheetah-{quality}-v2": {
+        "horizon": 4, "dim_mults": "1,4,8", "attention": True, "guide_scale": 1e-3, "guide_stop": 4,
+    }
+    for quality in ("medium", "medium-replay", "medium-expert", "random", "expert", "full-replay")
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionDiffuserConfig(PlannerConfig):
+    """Decision Diffuser (Ajay et al. 2023): code/analysis/default_inv.py of its code (anuragajay/decision-diffuser).
+
+    That is hopper-medium-expert's; other tasks have no published settings and take it, but for the returns' scale.
+    """
+
+    diffusion_steps: int = setting(200, "steps T of the diffusion chain", above=0, alias="T")
+    horizon: int = 100
+    hidden_dim: int = 128
+    dim_mults: str = "1,4,8"
+    discount: float = 0.99
+    inverse_dim: int = setting(256, "width of the inverse dynamics' hidden layers", above=0)
+    condition_dropout: float = setting(0.25, "share of rows whose return is not shown", at_least=0, below=1)
+    guidance_weight: float = setting(1.2, "weight w of the guidance by the return", at_least=0)
+    target_return: float = setting(0.9, "scaled return that plans should earn")
+    returns_scale: float = setting(0.0, "what returns are divided by; 0: the data's largest return / 0.9", at_least=0)
+    temperature: float = setting(0.5, "factor of the noise when sampling", at_least=0)
+
+
+CONFIGS["decision_diffuser"] = DecisionDiffuserConfig
+PRESETS["decision_diffuser"] = {
+    "size": {
+        "small": {
+            "num_epochs": 10, "eval_interval": 5, "horizon": 16, "hidden_dim": 32, "dim_mults": "1,2",
+            "diffusion_steps": 10,
+        },
+    },
+}  # fmt: skip
+TASK_SETTINGS["decision_diffuser"] = {"hopper-medium-expert-v2": {"returns_scale": 400.0}}
+
+# Algorithms that have settings for some domains only.
+_PLANNERS = "its settings were published for locomotion alone, and windows suit no other task here; take a locomotion "
+_PLANNERS += "task such as hopper-medium-v2, or on this one diffcps, diffusion_ql, idql or iql"
+ONLY_IN: dict[str, tuple[str, str]] = dict.fromkeys(("diffuser", "decision_diffuser"), ("locomotion", _PLANNERS))
+
 # ======================================================================================================================
 # Nothing to edit from here on.
 # ======================================================================================================================
@@ -666,6 +763,12 @@ def domain(env_name: str) -> str:
     raise ValueError(f"unknown task {env_name!r}; known: {', '.join(known_tasks())}")
 
 
+def runs_on(algo: str, env_name: str) -> bool:
+    """Whether the algorithm has settings for this task. Raises ValueError for an unknown task."""
+    place = domain(env_name)
+    return algo not in ONLY_IN or place == ONLY_IN[algo][0]
+
+
 def settings(algo: str) -> dict[str, About]:
     """What is known of each of the algorithm's settings, in their order: the nearest class that says it."""
     if algo not in CONFIGS:
@@ -690,6 +793,8 @@ def resolve(algo: str, env_name: str, overrides: Row | None = None) -> tuple[Any
     one that no run could use.
     """
     known = settings(algo)
+    if not runs_on(algo, env_name):
+        raise ValueError(f"{algo} does not run on {env_name}: {ONLY_IN[algo][1]}")
     defaults: Row = {field.name: field.default for field in dataclasses.fields(CONFIGS[algo])}
     found = {name: (value, "default") for name, value in defaults.items()}
     place = domain(env_name)

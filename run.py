@@ -12,20 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import utils.interrupts  # noqa: F401  first, for what follows takes seconds to import
+
+# isort: split
 import torch
 
 from agents import AGENTS
 from agents.parts.agent import Agent
 from utils import sources
-from utils.errors import UserError
+from utils.errors import user_errors
 from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
+from utils.process import Stop, lasting_output
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded_threads
+from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
+from utils.runs.journal import Journal
 from utils.runs.locks import RunLock
-from utils.runs.log import Bar, SeedLog
-from utils.runs.summary import save_curve, summary_table
+from utils.runs.summary import show_scores
 from utils.seeding import torch_generators
-from utils.stopping import Stop
 from utils.training.capture import acting, choose_mode
 from utils.training.evaluation import Evaluator
 from utils.training.faults import Watch, value_bound
@@ -48,16 +51,11 @@ class Training:
     agent: Agent
     runner: Runner
     watch: Watch
-    parts: Mapping[str, checkpoint.Part]  # all that a checkpoint holds, by name
+    parts: Mapping[str, Any]  # all that a checkpoint holds beside an evaluation under way
     evaluator: Evaluator | None  # None where the task has no environment here
-    logs: Sequence[SeedLog]
-    bar: Bar
+    journal: Journal
     stop: Stop
     resources: ExitStack  # to be closed at the end
-
-    def save(self) -> None:
-        """A checkpoint of this moment."""
-        checkpoint.save_run(self.folders, self.parts, [log.sync() for log in self.logs], self.owners)
 
     @property
     def ending(self) -> bool:
@@ -67,16 +65,16 @@ class Training:
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; the exit code is 2 for what the user can fix, 1 if no seed is left, 128 + n for signal n."""
-    return command_line("run.py", lambda: start(parse(argv, AGENTS)))
+    with lasting_output():
+        return command_line("run.py", lambda: start(parse(argv, AGENTS)))
 
 
 def start(options: Namespace) -> int:
     """Set up, train, and show the table of scores; or print the settings."""
     if options.print_config:
-        print(config_table(options))
+        print(config_table(options, AGENTS))
         return 0
-    training = setup(options)
-    with training.resources:
+    with (training := setup(options)).resources:
         train(training)
     return show(training)
 
@@ -94,67 +92,64 @@ def setup(options: Namespace) -> Training:
     keep_freed_memory(device)
     with ExitStack() as stack:
         stack.enter_context(closing(RunLock(folders)))
-        tuned = dataset.tuned(config.reward_tune)
-        environments = source.environments(len(seeds) * config.eval_episodes)
-        mode, why = choose_mode(options.execution, device, total_steps)
+        tuned, environments = dataset.tuned(config.reward_tune), source.environments(len(seeds) * config.eval_episodes)
+        held = partial(recorded, folders if options.resume else ())  # a resumed run keeps what it began with
+        mode, why = choose_mode(options.execution, device, total_steps, held("execution", str))
         max_action = environments.max_action if environments else 1.0
         make = partial(make_agent, options, dataset.state_dim, dataset.action_dim, max_action, config, seeds, device)
         agent = make(load=options.load_published)
-        table, used = tuned.to(device), recorded_threads(folders) if options.resume else None
+        table, used = tuned.batches_to(device, agent.windows), held("threads", int)
         threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size, total_steps)
         runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         evaluator = None
         if environments is not None:
             beside = device.type == "cuda" if options.eval_async is None else options.eval_async
-            snapshot = make() if beside else None
+            if snapshot := make() if beside else None:
+                snapshot.observe(table)  # what it keeps beside its networks
             act, fresh = acting(snapshot or agent, runner.mode), options.eval_seeds == "fresh"
             evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
-        described = describe_run(settings, run, device, {"source": dataset.source, **dataset.info})
+        sizes = {"state_dim": dataset.state_dim, "action_dim": dataset.action_dim, "max_action": max_action}
+        described = describe_run(settings, run, device, {"source": dataset.source, **sizes, **dataset.info})
         configs = [{**described, "seed": seed, "execution": runner.mode, "threads": threads} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)
-        parts: dict[str, checkpoint.Part] = {"agent": agent, "runner": runner, "watch": watch}
+        parts: dict[str, Any] = {"agent": agent, "runner": runner, "watch": watch}
         if states is not None:
             checkpoint.restore(parts, states)
-        log = partial(SeedLog, metrics=agent.METRICS, step=agent.step, settings=described["settings"])
-        logs = [stack.enter_context(closing(log(folder))) for folder in folders]
-        title, first = f"{options.algo} {options.env_name}", agent.first_step
-        bar = stack.enter_context(closing(Bar(total_steps - first, agent.step - first, options.quiet, title)))
+            if evaluator:
+                evaluator.resume([state.get("evaluation", {}) for state in states])
+        span, title = (agent.first_step, agent.step, total_steps), f"{options.algo} {options.env_name}"
+        journal = Journal(folders, agent.METRICS, agent.SHOWN, span, described["settings"], options.quiet, title)
+        stack.enter_context(closing(journal))
         where = f"seeds {seeds}, {device}, {runner.mode} ({why}), threads {threads} ({so_many})"
-        bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
-        score = dataset.info.get("behaviour_score")
-        owners = [owner(config) for config in configs]
-        if states is None:  # no folder has evaluations and nothing to continue from
-            checkpoint.save_run(folders, parts, [log.sync() for log in logs], owners)
+        journal.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
+        if cost := agent.cost(config, dataset.state_dim, dataset.action_dim):
+            journal.bar.note(cost)
+        score, owners = dataset.info.get("behaviour_score"), [owner(config) for config in configs]
         return Training(options, config, total_steps, source, score, folders, owners, agent, runner, watch, parts,
-                        evaluator, logs, bar, Stop(), stack.pop_all())  # fmt: skip
+                        evaluator, journal, Stop(), stack.pop_all())  # fmt: skip
 
 
 def make_agent(options: Namespace, *arguments: Any, load: Sequence[str] | None = None) -> Agent:
     """The agent of `--algo` at its first step, or at step 0 with published weights, NAME=FILE each."""
-    try:
+    with user_errors():
         arguments = (*arguments, options.precision)
         agent = AGENTS[options.algo](*arguments)
-        agent.step = agent.first_step  # below 0 with a pretraining
         if load:
             agent.load_published(checkpoint.load_named(load, agent.published_state()[0]))
-            agent.step = 0
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return agent
-
-
-# --- The loop ---------------------------------------------------------------------------------------
+        agent.step = 0 if load else agent.first_step  # which is below 0 with a pretraining
+        return agent
 
 
 def train(t: Training) -> None:
     """Epochs of gradient steps; metrics every epoch, evaluation every `eval_interval` epochs and at the end.
 
-    A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal;
-    never while an evaluation is under way, so that each is complete.
+    A checkpoint is written when an evaluation has come in, every `checkpoint_interval` minutes, and at a signal.
     """
     steps, saved_at = t.config.num_steps_per_epoch, time.monotonic()
+    if not all((folder / checkpoint.CURRENT).exists() for folder in t.folders):
+        save(t)  # before anything else: no folder ever has evaluations and nothing to continue from
     with t.stop:
         while t.agent.step < t.total_steps and not t.ending:
             started, mode = time.perf_counter(), t.runner.mode
@@ -171,25 +166,17 @@ def train(t: Training) -> None:
             if due and t.options.save_best_model:
                 checkpoint.save_published(t.folders, t.agent.published_state(), epoch)
             late = time.monotonic() - saved_at > 60 * t.options.checkpoint_interval
-            under_way = t.evaluator is not None and t.evaluator.under_way
-            if not under_way and (arrived or due or late or t.ending):
-                save(t)
-                saved_at = time.monotonic()
-
-
-def save(t: Training) -> None:
-    """A checkpoint of this moment."""
-    checkpoint.save_run(t.folders, t.parts, [log.sync() for log in t.logs], t.owners)
+            if arrived or late or t.ending or (due and not t.evaluator):
+                saved_at = save(t)
+        if collect(t, wait=True):  # begun before a run was resumed that has nothing left to train, or before a signal
+            save(t)
 
 
 def write_metrics(t: Training, steps: int, started: float) -> None:
     """A row per seed. Reading the metrics waits for the device, so the time includes all queued work."""
     means = {name: value.cpu().numpy() for name, value in t.runner.metrics().items()}
-    rate, logged = steps / (time.perf_counter() - started), t.watch.running.copy()
-    for k, event in enumerate(t.watch.look(means)):
-        if logged[k]:
-            t.logs[k].metrics(t.agent.step, {n: float(v[k]) for n, v in means.items()}, rate, event)
-    t.bar.advance(steps, **{name: means[name].mean() for name in t.agent.SHOWN if name in means})
+    rate, running = steps / (time.perf_counter() - started), t.watch.running.copy()
+    t.journal.metrics(t.agent.step, steps, means, rate, running, t.watch.look(means))
 
 
 def collect(t: Training, wait: bool) -> bool:
@@ -197,29 +184,26 @@ def collect(t: Training, wait: bool) -> bool:
     if t.evaluator is None or (collected := t.evaluator.collect(wait)) is None:
         return False
     step, episodes = collected
-    scores = t.source.normalized_score(episodes.returns)
-    played = [k for k, lengths in enumerate(episodes.lengths) if lengths.any()]  # seeds that have stopped do not
-    for k in played:
-        t.logs[k].evaluation(step, episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k])
-    means = scores[played].mean(axis=1)
-    t.bar.advance(0, score=float(means.mean()))
-    each = f"  (seeds {', '.join(f'{score:.1f}' for score in means)})" if len(means) > 1 else ""
-    t.bar.note(f"step {step:>9,}  normalised score {means.mean():6.1f}{each}")
+    t.journal.evaluation(step, t.source.normalized_score(episodes.returns), **vars(episodes))
     return True
+
+
+def save(t: Training) -> float:
+    """A checkpoint of everything in each seed's folder, the evaluation under way included; the time of the clock."""
+    parts = t.parts if t.evaluator is None else {**t.parts, "evaluation": t.evaluator}
+    checkpoint.save_run(t.folders, parts, t.journal.sync(), t.owners)
+    return time.monotonic()
 
 
 def show(t: Training) -> int:
     """Say how it ended: the scores of every seed, or why there are none; the exit code."""
-    base = t.folders[0].parent
     if t.stop.signal:
-        t.bar.note(f"stopped at step {t.agent.step}; continue with --resume")
+        t.journal.bar.note(f"stopped at step {t.agent.step}; continue with --resume")
         return 128 + t.stop.signal
     if not t.watch.running.any():
-        print(f"run.py: no seed is left, their numbers are not finite: {base}", file=sys.stderr)
+        print(f"run.py: no seed is left, their numbers are not finite: {t.folders[0].parent}", file=sys.stderr)
         return 1
-    print(summary_table(t.folders, t.behaviour_score))
-    curve = save_curve(t.folders, f"{t.options.algo} on {t.options.env_name}", t.behaviour_score)
-    print(f"results in {base}" + (f", learning curve in {curve}" if curve else ""))
+    show_scores(t.folders, f"{t.options.algo} on {t.options.env_name}", t.behaviour_score)
     return 0
 
 

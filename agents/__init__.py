@@ -5,7 +5,9 @@ from agents.bc import BC
 from agents.bcq import BCQ
 from agents.bear import BEAR
 from agents.cql import CQL
+from agents.decision_diffuser import DecisionDiffuser
 from agents.diffcps import DiffCPS
+from agents.diffuser import Diffuser
 from agents.diffusion_bc import DiffusionBC
 from agents.diffusion_ql import DiffusionQL
 from agents.dtql import DTQL
@@ -31,4 +33,6 @@ AGENTS: dict[str, type[Agent]] = {
     "cql": CQL,
     "idql": IDQL,
     "qgpo": QGPO,
+    "diffuser": Diffuser,
+    "decision_diffuser": DecisionDiffuser,
 }

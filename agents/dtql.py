@@ -119,7 +119,7 @@ class DTQL(Agent):
         return {"noise": noise, "exponential": exponentials(rng, n, (states, candidates))}
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-        """One of `action_candidates` actions a state, by softmax of the target critics' minimum.
+        """One of `action_candidates` actions per state, by softmax of the target critics' minimum.
 
         The published code clips the chosen action to [-1, 1] and scales it to the box once more, which changes
         nothing in D4RL's boxes; it is left out.

@@ -48,9 +48,9 @@ def milliseconds(run: Callable[[], Any], repeats: int, device: torch.device) -> 
 def measure(algo: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """One algorithm's row: `plain_1_ms`, and `ms` for each number of states."""
     known = {field.name for field in dataclasses.fields(hyperparameters.CONFIGS[algo])}
-    given = {"action_candidates": options.action_candidates}
-    given = {name: value for name, value in given.items() if name in known and value is not None}
-    config = hyperparameters.get(algo, options.env_name, **given)
+    overrides = {"action_candidates": options.action_candidates}
+    overrides = {name: value for name, value in overrides.items() if name in known and value is not None}
+    config = hyperparameters.get(algo, options.env_name, **overrides)
     sizes = (task(options.env_name).state_dim, task(options.env_name).action_dim, 1.0, config)
     agent, rng = AGENTS[algo](*sizes, [0], device), torch_generators([0], "acting", device)
     act = CapturedActions(agent) if device.type == "cuda" else agent.act

@@ -32,7 +32,7 @@ WAYS = ("default", "kept")
 
 
 def measure(algo: str, env_name: str, seeds: int, seconds: float, way: str) -> dict[str, float]:
-    """Steps and page faults a step of this process, after it has warmed up."""
+    """Steps and page faults per step of this process, after it has warmed up."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
     if way == "kept" and not keep_freed_memory(device):
@@ -41,7 +41,7 @@ def measure(algo: str, env_name: str, seeds: int, seconds: float, way: str) -> d
     numbers = list(range(seeds))
     agent = AGENTS[algo](dataset.state_dim, dataset.action_dim, 1.0, config, numbers, device)
     generators = torch_generators(numbers, "training", device)
-    runner = Runner(agent, dataset.to(device), config.batch_size, generators, "eager")
+    runner = Runner(agent, dataset.batches_to(device, agent.windows), config.batch_size, generators, "eager")
     agent.step = steady_step(config)
     runner.run(4)
     steps, began, faults = 0, time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if options.way:
         print(json.dumps(measure(options.algos[0], options.env_name, options.seeds, options.seconds, options.way)))
         return
-    columns = ["algorithm", "seeds", "steps/s, default", "kept", "page faults a step, default", "kept",
+    columns = ["algorithm", "seeds", "steps/s, default", "kept", "page faults per step, default", "kept",
                "peak MiB, default", "kept", "ratio of speeds"]  # fmt: skip
     command = f"python -m benchmarks.memory --seeds {options.seeds} --seconds {options.seconds:g}"
     lines = [f"`{command}`; {options.env_name}, one thread, eager, torch {torch.__version__}; medians of "

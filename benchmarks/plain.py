@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HostSampler", "PlainDiffusionLearner"]
-
 
 class TimeEmbedding(nn.Module):
     """Sines and cosines of the step number, 16 wide."""

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from benchmarks.plain import TimeEmbedding, mlp
 
-__all__ = ["PlainDTQL"]
-
 
 class NormalizedCritics(nn.Module):
     """Twin critics with layer normalisation, and a value function, under the published names."""

@@ -34,7 +34,7 @@ COLUMNS = ("axis", "value", "seeds", "steps_per_s", "seed_steps_per_s", "executi
 
 
 def points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a point, measured as it is asked for; the point that the axes share is measured once."""
+    """One row per point, measured as it is asked for; the point that the axes share is measured once."""
     started, measured = time.monotonic(), {}
     for axis, values in (QUICK if options.quick else AXES).items():
         for value in values:

@@ -1,4 +1,4 @@
-"""Environment steps a second, lockstep against gymnasium's: `python -m benchmarks.stepping [--json]`.
+"""Environment steps per second, lockstep against gymnasium's: `python -m benchmarks.stepping [--json]`.
 
 Both step N of the same registered environments with the same random actions and restart each that ends. They take
 turns, so that what else the machine does meets both; the medians of the rounds are compared.
@@ -19,13 +19,11 @@ import numpy as np
 from utils import environments
 from utils.options import command_line
 
-__all__ = ["TASKS", "compare"]
-
 TASKS = ("hopper-medium-v2", "halfcheetah-medium-v2", "walker2d-medium-v2", "antmaze-large-play-v0")
 
 
 def compare(env_name: str, num_envs: int = 10, steps: int = 300, rounds: int = 5) -> dict[str, float]:
-    """Environment steps a second of both, medians over rounds.
+    """Environment steps per second of both, medians over rounds.
 
     Args:
         env_name: a D4RL task.
@@ -73,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compare on all tasks and print a table or, with `--json`, one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--envs", type=int, default=10, help="environments of a kind (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="steps a round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="steps per round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; their median counts (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)

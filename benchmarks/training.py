@@ -15,6 +15,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from agents.parts.precision import PRECISIONS
 from benchmarks.plain import HostSampler, PlainDiffusionLearner
 from benchmarks.plain_dtql import PlainDTQL
 from utils.data.dataset import Dataset
+from utils.data.windows import rows_of
 from utils.options import command_line, resolve_device
 from utils.seeding import torch_generators
 from utils.tasks import task
@@ -52,7 +55,7 @@ def random_dataset(env_name: str, size: int, seed: int = 0) -> Dataset:
     rng = np.random.default_rng(seed)
     wanted = task(env_name)
     normal = lambda width: rng.standard_normal((size, width), dtype=np.float32)  # noqa: E731
-    return Dataset(
+    found = Dataset(
         states=normal(wanted.state_dim),
         actions=rng.uniform(-1, 1, (size, wanted.action_dim)).astype(np.float32),
         rewards=normal(1),
@@ -61,6 +64,7 @@ def random_dataset(env_name: str, size: int, seed: int = 0) -> Dataset:
         env_name=env_name,
         source="random",
     )
+    return replace(found, raw=partial(rows_of, found.states, found.actions, found.rewards))
 
 
 def synchronize(device: torch.device) -> None:
@@ -106,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     mode, _ = choose_mode(options.execution, device, 10**9)
     sizes = dataset.state_dim, dataset.action_dim, 1.0
     agent = AGENTS[options.algo](*sizes, config, seeds, device, options.precision)
-    table = dataset.to(device)
+    table = dataset.batches_to(device, agent.windows)
     flops = flops_per_step(agent, *one_batch(agent, table, config.batch_size, seeds, device))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -197,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--batch_size", type=int)
     flags.add_argument("--rows", type=int, default=100_000, help="transitions in the random dataset")
     flags.add_argument("--steps", type=int, default=100, help="steps of ours a repeat")
-    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps a repeat")
+    flags.add_argument("--plain_steps", type=int, default=100, help="plain steps per repeat")
     flags.add_argument("--repeats", type=int, default=5)
     flags.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="time the plain form too")
     flags.add_argument("--json", action="store_true")

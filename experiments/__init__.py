@@ -1,0 +1,1 @@
+import utils.interrupts  # noqa: F401  first, for what a command imports takes seconds

@@ -1,6 +1,6 @@
 """Not in the paper: what the settings that rule acting alone are worth.
 
-The published code draws 50 actions a state and takes one by softmax of the critics (DEVIATIONS 7); the paper does not
+The published code draws 50 actions per state and takes one by softmax of the critics (D7); the paper does not
 say so. IDQL-A chooses its number of candidates N a task, QGPO its guidance scale, both on test episodes. Training does
 not depend on any of these, so every run is trained once and its last policy evaluated with each value, on the same
 start states.
@@ -26,7 +26,6 @@ import hyperparameters
 from agents import AGENTS
 from experiments.study.planned_run import continue_run
 from experiments.study.study import Experiment, main, settings_of
-from utils import sources
 from utils.errors import UserError
 from utils.options import Parser, command_line, parse, parse_seeds, resolve_device
 from utils.report.build import Report, save, summarise
@@ -36,7 +35,7 @@ from utils.runs import checkpoint
 from utils.runs.columns import EVALUATION_COLUMNS
 from utils.runs.log import CsvFile, write_json
 from utils.runs.reading import read_config, read_evaluations
-from utils.training.evaluation import acting_generators, environment_rngs, evaluate
+from utils.trained import load, play
 
 CANDIDATES = (1, 10, 50, 200)
 # The values that philippe-eecs/IDQL's launcher tries, and one: the diffusion model itself.
@@ -93,27 +92,16 @@ def evaluate_with(trained: Path, folder: Path, changes: Mapping[str, Any], devic
     described["settings"] |= changes
     if _is_current(folder, described):
         return
-    run, seed = described["run"], described["seed"]
-    algo, env_name = run["algo"], run["env_name"]
-    config = hyperparameters.get(algo, env_name, **described["settings"])
-    source = sources.choose(env_name, run["dataset"], run["backend"])
-    environments = source.environments(config.eval_episodes)
-    if environments is None:
-        raise UserError(f"{env_name} has no environment here to evaluate in")
-    dims = (environments.state_dim, environments.action_dim, environments.max_action)
-    agent = AGENTS[algo](*dims, config, [seed], device)
-    agent.load_state_dict(checkpoint.load(trained / checkpoint.CURRENT)["agent"])
-    rngs = environment_rngs([seed], agent.step, run["eval_seeds"] == "fresh")
-    with torch.no_grad():
-        acting = acting_generators([seed], agent.step, device)
-        episodes = evaluate(agent.act, environments, [seed], rngs, acting, device)
-    scores = source.normalized_score(episodes.returns)[0]
+    seed = load([trained / checkpoint.CURRENT], AGENTS, device, changes)[0]
+    step, fresh = seed.agent.step, described["run"]["eval_seeds"] == "fresh"
+    episodes = play(seed, described["settings"]["eval_episodes"], fresh)
+    scores = seed.source.normalized_score(episodes.returns)[0]
     columns = zip(scores, episodes.returns[0], episodes.lengths[0], episodes.unstable[0], strict=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluations.csv").unlink(missing_ok=True)
     file = CsvFile(folder / "evaluations.csv", EVALUATION_COLUMNS)
     file.rows(
-        {"step": agent.step, "episode": e, "return": float(r), "normalized_score": float(s), "length": int(n),
+        {"step": step, "episode": e, "return": float(r), "normalized_score": float(s), "length": int(n),
          "unstable": int(u)}
         for e, (s, r, n, u) in enumerate(columns)
     )  # fmt: skip

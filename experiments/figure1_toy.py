@@ -36,6 +36,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.options import Parser, command_line, parse_seeds, resolve_device, resolve_settings
 from utils.options import parse as parse_run
+from utils.report.figures import save as save_figure
 from utils.report.tables import Table
 from utils.runs import checkpoint
 from utils.seeding import torch_generators
@@ -46,7 +47,7 @@ ALGOS = ("awr", "td3_bc", "bcq", "bear", "sfbc", "diffusion_ql", "diffcps", "dif
 STEPS_T = (5, 10, 15, 20)
 STEPS = 20_000
 EPOCHS = 20
-NUMBER = 1000  # actions a seed; `coverage` depends on it
+NUMBER = 1000  # actions per seed; `coverage` depends on it
 ACTIONS = "actions.csv"
 
 
@@ -174,7 +175,7 @@ DATA = Method(drawing.DATA, None)
 
 
 def fresh_data(task: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
-    """As many actions of the data's own law a seed, from other random numbers: what no method can do better than."""
+    """As many actions per seed of the data's distribution, from other random numbers: no method can do better."""
     drawn = {}
     for seed in seeds:
         rng = np.random.default_rng([bandit.DATA_SEED, 1, seed])
@@ -195,7 +196,7 @@ def references(toy: Toy) -> dict[Method, dict[int, np.ndarray]]:
 
 
 def all_scores(task: str, samples: dict[Method, dict[int, np.ndarray]]) -> dict[Method, dict[str, list[float]]]:
-    """Each score of each method, a value a seed."""
+    """Each score of each method, a value per seed."""
     scorer, found = Scorer(task), {}
     for method, by_seed in samples.items():
         each = [scorer(actions) for actions in by_seed.values()]
@@ -204,7 +205,7 @@ def all_scores(task: str, samples: dict[Method, dict[int, np.ndarray]]) -> dict[
 
 
 def write_scores(path: Path, scores: dict[Method, dict[str, list[float]]], seeds: Sequence[int]) -> None:
-    """A row a method and seed; shares from 0 to 1, `reward` in percent."""
+    """a row per method and seed; shares from 0 to 1, `reward` in percent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(next(iter(scores.values())))
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -228,7 +229,7 @@ PERCENT = ("jaccard", "precision", "coverage")
 
 
 def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
-    """Mean and deviation over seeds, a row a method."""
+    """Mean and deviation over seeds, a row per method."""
     names = [name for name in HEADINGS if name in next(iter(scores.values()))]
     names += [name for name in next(iter(scores.values())) if name not in names]
     rows = [
@@ -238,7 +239,7 @@ def table(toy: Toy, scores: dict[Method, dict[str, list[float]]]) -> Table:
     columns = ["method", "T", *(HEADINGS.get(name, f"{name}, %") for name in names)]
     seeds = len(parse_seeds(toy.options.seeds))
     notes = [
-        f"{toy.options.steps:,} gradient steps, {seeds} seeds in one process, {NUMBER:,} actions a seed; ± is the "
+        f"{toy.options.steps:,} gradient steps, {seeds} seeds in one process, {NUMBER:,} actions per seed; ± is the "
         "standard deviation over seeds (of the population, as NumPy's default).",
         "First row: as many actions of the data's own distribution from other random numbers, what no method can do "
         "better than but by chance.",
@@ -278,7 +279,7 @@ def show(toy: Toy) -> Iterator[Path]:
                              {(m.algo, m.T): values for m, values in scores.items()})  # fmt: skip
     captions = []
     for file, caption, figure in drawn:
-        drawing.save(figure, out / "figures" / "toy" / file)
+        save_figure(figure, out / "figures" / "toy" / file)
         captions.append(f"**{file}** {caption}")
         yield out / "figures" / "toy" / f"{file}.png"
     del samples[DATA]  # scored, not drawn
@@ -291,7 +292,7 @@ def show(toy: Toy) -> Iterator[Path]:
 
 
 def write_points(path: Path, samples: dict[Method, dict[int, np.ndarray]], seed: int) -> Path:
-    """The drawn actions: a row a point."""
+    """The drawn actions: a row per point."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "T", "seed", "x", "y"])

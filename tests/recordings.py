@@ -107,7 +107,7 @@ def batches(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[str,
 
 
 def chain_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[str, torch.Tensor]]:
-    """Draws of DiffCPS and Diffusion-QL, one dict a step, without the seeds axis."""
+    """Draws of DiffCPS and Diffusion-QL, one dict per step, without the seeds axis."""
     K, B, A, T = (config[k] for k in ("updates", "batch_size", "action_dim", "T"))
     R = 10 if config["max_q_backup"] else 1
     drawn = {
@@ -124,7 +124,7 @@ def chain_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[
 
 
 def one_step_draws(config: dict[str, Any], rs: np.random.RandomState) -> list[dict[str, torch.Tensor]]:
-    """Draws of DTQL, one dict a step, without the seeds axis."""
+    """Draws of DTQL, one dict per step, without the seeds axis."""
     K, B, A = (config[k] for k in ("updates", "batch_size", "action_dim"))
     drawn = {
         "bc_sigma": np.exp(rs.uniform(np.log(0.02), np.log(8), (K, B))),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.data.dataset import Dataset
+from utils.data.rows import Rows
 
 DIMS = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6), "antmaze": (29, 8)}
 
@@ -28,6 +29,20 @@ def dataset(rows: int = 400, state_dim: int = 11, action_dim: int = 3, seed: int
         not_dones=(rng.random((rows, 1)) > 0.05).astype(np.float32),
         env_name="hopper-medium-v2",
         source="random",
+        raw=lambda: episodes(rows, state_dim, action_dim, seed),
+    )
+
+
+def episodes(rows: int, state_dim: int, action_dim: int, seed: int = 0) -> Rows:
+    """Random rows of whole episodes of 50 steps, every third of which ends in a terminal."""
+    rng, ends = np.random.default_rng(seed), np.arange(1, rows + 1) % 50 == 0
+    terminals = ends & (np.arange(rows) // 50 % 3 == 0)
+    return Rows(
+        observations=rng.standard_normal((rows, state_dim)).astype(np.float32),
+        actions=rng.uniform(-0.9, 0.9, (rows, action_dim)).astype(np.float32),
+        rewards=rng.standard_normal(rows).astype(np.float32),
+        terminals=terminals,
+        timeouts=ends & ~terminals,
     )
 
 
@@ -41,6 +56,15 @@ def batch(
         "next_states": torch.randn(1, rows, state_dim, generator=generator),
         "rewards": torch.randn(1, rows, 1, generator=generator),
         "not_dones": (torch.rand(1, rows, 1, generator=generator) > 0.1).float(),
+    }
+
+
+def windows(generator: torch.Generator, state_dim: int, action_dim: int, rows: int, horizon: int) -> dict[str, Tensor]:
+    """Random normalised windows of one seed, [1, rows, horizon, d], and their returns [1, rows, 1]."""
+    return {
+        "observations": torch.randn(1, rows, horizon, state_dim, generator=generator),
+        "actions": torch.randn(1, rows, horizon, action_dim, generator=generator),
+        "returns": torch.randn(1, rows, 1, generator=generator),
     }
 
 

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import io
 import json
+import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +24,11 @@ import hyperparameters
 import run
 from agents import AGENTS
 from benchmarks.soak.soak import tiny
+from tests import small
 from tests.small import d4rl_file
 from utils import options
 from utils.data import d4rl
+from utils.data.dataset import Dataset
 from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.folder import prepare_folders
@@ -71,26 +75,103 @@ FLAGS = sorted(
 )
 
 
-def nothing_more(*_: object, **__: object) -> None:
-    """In place of the data: by now everything that the command line says is checked."""
-    raise UserError("checked")
+class AsFarAsTheAgent:
+    """In place of the data and of what follows the agent's constructor: a table of ten rows, and no folder."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.max_action = 1.0
+
+    def load(self) -> Dataset:
+        return small.dataset(10)
+
+    def environments(self, number: int) -> AsFarAsTheAgent:
+        return self
 
 
+ARRIVALS: list[str] = []  # an entry per command line that got as far as a finished agent
+
+
+def reached(*_: object, **__: object) -> None:
+    ARRIVALS.append("a finished agent")
+    raise UserError("reached")
+
+
+@pytest.fixture
+def shortened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Runs end where the agent is made; memory beyond some GiB cannot be had."""
+    choose = run.sources.choose
+    monkeypatch.setattr(run.sources, "choose", lambda *words: choose(*words) and AsFarAsTheAgent())
+    monkeypatch.setattr(run, "Runner", reached)
+    monkeypatch.setattr(run, "keep_freed_memory", lambda device: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def any_value(algo: str, chosen: list[tuple[str, str]]) -> None:
+    check(["--algo", algo, "--env_name", "hopper-medium-v2", *(word for pair in chosen for word in pair)])
+
+
+SOME_WORDS = st.lists(
+    st.one_of(st.sampled_from(FLAGS), WORDS, NUMBERS, TEXT, st.sampled_from(list(AGENTS))), max_size=6
+)
+
+
+MAGNITUDES = st.builds(lambda mantissa, exponent: f"{mantissa}e{exponent}", st.integers(-9, 9), st.integers(-50, 45))
+FITTING = {
+    int: st.one_of(st.integers(0, 300), st.integers(-3, 10**20), st.integers(2**31 - 2, 2**31 + 2)).map(str),
+    float: st.one_of(st.floats(0, 1).map(str), MAGNITUDES, st.floats(allow_nan=False).map(str)),
+    str: TEXT,
+}
+
+
+@st.composite
+def settings_of(draw: st.DrawFn) -> tuple[str, list[tuple[str, str]]]:
+    """An algorithm, and flags that it has with values of all kinds, mostly of the flag's own."""
+    algo = draw(st.sampled_from(list(AGENTS)))
+    known = {a.option_strings[0]: a.type for a in options.build_parser(algo, AGENTS)._actions
+             if a.nargs is None and a.type}  # fmt: skip
+    chosen = draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3, unique=True))
+    fitting = draw(st.integers(0, 3)) > 0
+    return algo, [(flag, draw(FITTING[known[flag]] if fitting else st.one_of(WORDS, NUMBERS, TEXT))) for flag in chosen]
+
+
+@pytest.mark.usefixtures("shortened")
 @fuzz
-@given(st.lists(st.one_of(st.sampled_from(FLAGS), WORDS, NUMBERS, TEXT, st.sampled_from(list(AGENTS))), max_size=6))
-def test_any_words(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    monkeypatch.setattr(run.sources, "choose", nothing_more)
+@given(SOME_WORDS)
+def test_any_words(words: list[str]) -> None:
     check(words)
 
 
+@pytest.mark.usefixtures("shortened")
 @fuzz
-@given(st.sampled_from(list(AGENTS)), st.data())
-def test_any_value_of_any_flag(monkeypatch: pytest.MonkeyPatch, algo: str, data: st.DataObject) -> None:
-    """Everything that a command line says is checked before a file is touched."""
-    monkeypatch.setattr(run.sources, "choose", nothing_more)
-    flags = [a.option_strings[0] for a in options.build_parser(algo, AGENTS)._actions if a.nargs is None and a.type]
-    chosen = data.draw(st.lists(st.sampled_from(flags), min_size=1, max_size=3))
-    check(["--algo", algo, *(w for flag in chosen for w in (flag, data.draw(st.one_of(WORDS, NUMBERS, TEXT))))])
+@given(settings_of())
+def test_any_value_of_any_flag(command: tuple[str, list[tuple[str, str]]]) -> None:
+    """Everything that a command line says is checked before a file is touched, or is fit to make an agent of."""
+    any_value(*command)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shortened")
+def test_many_command_lines_that_make_an_agent() -> None:
+    """About a quarter of the command lines drawn are fit for it; the others are one line each.
+
+    With FUZZ_EXAMPLES=4500 in the environment it is over a thousand agents, in some three minutes of CPU time.
+    """
+    examples = int(os.environ.get("FUZZ_EXAMPLES", "1000"))
+
+    @settings(fuzz, max_examples=examples)
+    @given(settings_of())
+    def many(command: tuple[str, list[tuple[str, str]]]) -> None:
+        any_value(*command)
+
+    ARRIVALS.clear()
+    many()
+    assert len(ARRIVALS) >= examples / 5
 
 
 @fuzz
@@ -105,6 +186,9 @@ def test_any_path_of_a_dataset(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--learning_rate", "1e39"], "learning_rate must lie within ±3.4e+38, what a float32 holds, not 1e+39"),
+        (["--local_size", "9" * 20], "--local_size must be below 2^31"),
+        (["--batch_size", "9" * 20], "batch_size must lie within ±2^63"),
         (["--seeds", "0-999999999999999"], "must name between 1 and 1024"),
         (["--seeds", str(2**63)], "below 2^63"),
         (["--threads", "2000000000"], "between 1 and 1024"),

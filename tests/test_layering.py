@@ -13,10 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ("agents", "benchmarks", "experiments", "hyperparameters", "play", "run", "utils")  # what the rules are for
 
 ALGORITHM = "an algorithm"  # any module of agents/ but its registry
-GROUND = {"utils.errors", "utils.files", "utils.seeding", "utils.stopping", "utils.tasks", "utils.runs.columns"}
+GROUND = {
+    "utils.errors", "utils.files", "utils.interrupts", "utils.process", "utils.seeding", "utils.tasks",
+    "utils.runs.columns",
+}  # fmt: skip
 UTILS = GROUND | {
     "utils.behaviour", "utils.classic", "utils.data", "utils.describe", "utils.environments", "utils.options",
-    "utils.report", "utils.runs", "utils.sources", "utils.sweep", "utils.training",
+    "utils.report", "utils.runs", "utils.sources", "utils.sweep", "utils.trained", "utils.training", "utils.video",
 }  # fmt: skip
 LEARNING = {"hyperparameters", "agents", "agents.parts"} | UTILS
 
@@ -30,8 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "agents": {ALGORITHM, "agents.parts"},
     "utils.errors": set(),
     "utils.files": {"utils.errors"},
+    "utils.interrupts": set(),
     "utils.seeding": {"utils.errors"},
-    "utils.stopping": {"utils.errors"},
+    "utils.process": {"utils.errors"},
     "utils.tasks": {"utils.errors"},
     "utils.runs.columns": {"utils.errors"},
     "utils.classic": {"utils.errors", "utils.files"},
@@ -40,11 +44,13 @@ ALLOWED: dict[str, set[str]] = {
     "utils.runs": GROUND,
     "utils.options": GROUND | {"hyperparameters"},
     "utils.sweep": GROUND,
+    "utils.video": GROUND,
     "utils.behaviour": GROUND | {"utils.data", "utils.environments", "utils.options"},
     "utils.training": GROUND | {"utils.data"},
     "utils.report": GROUND | {"hyperparameters", "utils.options", "utils.runs"},
     "utils.sources": GROUND
     | {"hyperparameters", "utils.behaviour", "utils.classic", "utils.data", "utils.environments", "utils.training"},
+    "utils.trained": GROUND | {"hyperparameters", "utils.runs", "utils.sources", "utils.training", "utils.video"},
     "utils.describe": GROUND | {"utils.behaviour", "utils.data", "utils.environments", "utils.options"},
     "run": LEARNING,
     "play": LEARNING,

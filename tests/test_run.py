@@ -23,6 +23,7 @@ from agents import AGENTS
 from tests.small import SHORT, d4rl_file
 from utils import options
 from utils.errors import UserError
+from utils.training import capture
 from utils.training.runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +116,37 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
         states = [torch.load(x / "checkpoint.pt", weights_only=True)["agent"]["networks"] for x in (a, b)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def execution_of(folder: Path) -> str:
+    return json.loads((folder / "seed_0" / "config.json").read_text())["execution"]
+
+
+def test_a_resumed_run_keeps_its_execution(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where `auto` would take another for the length that is asked for now."""
+    monkeypatch.setattr(capture, "COMPILE_PAYS_FROM", 25)
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    folder = train(tmp_path, data, "--num_epochs", "2")
+    assert execution_of(folder) == "eager"
+    train(tmp_path, data, "--num_epochs", "3", "--resume")
+    train(tmp_path, data, "--resume", "--execution", "compile")
+    assert execution_of(folder) == "eager" and not compiled and "eager (as it began)" in capsys.readouterr().out
+    other = train(tmp_path / "other", data, "--num_epochs", "3")
+    compiled.clear()
+    train(tmp_path / "other", data, "--num_epochs", "4", "--resume", "--execution", "eager")
+    assert execution_of(other) == "compile" and compiled
+
+
+def test_a_resumed_run_keeps_its_backend(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tmp_path, data, "--num_epochs", "2")
+    path = folder / "seed_0" / "config.json"
+    path.write_text(path.read_text().replace('"backend": "mujoco"', '"backend": "d4rl"'))
+    capsys.readouterr()
+    line = fails(capsys, *TASK, "--dataset", data, "--dir", str(tmp_path), *SHORT, "--resume")
+    assert "backend was 'd4rl', now 'mujoco'" in line
 
 
 def test_the_execution_that_is_recorded_is_the_one_used(
@@ -247,6 +279,7 @@ def test_a_missing_d4rl_file_says_where_it_was_looked_for(
 ) -> None:
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there: no network
+    monkeypatch.setattr("urllib.request._opener", None)  # it is made once, with the proxies of that moment
     line = fails(capsys, *TASK, "--dir", str(tmp_path), *SHORT)
     assert str(tmp_path / "cache" / "hopper_medium-v2.hdf5") in line and "--dataset" in line
 

@@ -24,6 +24,8 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import first_line
 
+FRAME = 480
+"""Pixels in width and height of a frame."""
 INSTALL_HINT = (
     "build a Python environment that has it with 'bash utils/environments/install_classic.sh VENV' and run "
     "'VENV/bin/python run.py --backend d4rl ...', or leave --backend at its default"
@@ -133,6 +135,31 @@ class ClassicEnvs:
                 truncated[i] = "TimeLimit.truncated" in info
                 terminated[i] = done and not info.get("TimeLimit.truncated", False)
         return self._states.copy(), rewards, terminated, truncated
+
+    @property
+    def fps(self) -> float:
+        """Control steps in a simulated second."""
+        return 1 / float(self.bases[0].dt)
+
+    def frame(self) -> np.ndarray:
+        """Row 0 as it is now, uint8 [height, width, 3]; a maze from above, its goal a green box.
+
+        Raises UserError where mujoco-py cannot draw offscreen here.
+        """
+        base, size = self.bases[0], {"width": FRAME, "height": FRAME}
+        try:
+            if not self._is_maze:
+                return np.asarray(base.render(mode="rgb_array", **size))
+            viewer, model = base._get_viewer("rgb_array"), base.model
+            viewer.cam.lookat[:] = model.stat.center
+            viewer.cam.distance, viewer.cam.elevation, viewer.cam.azimuth = 1.2 * model.stat.extent, -70, 90
+            viewer._markers.clear()
+            viewer.add_marker(pos=np.append(base.target_goal, 0.5), size=np.full(3, 0.5), label="",
+                              rgba=np.array([0.1, 0.8, 0.2, 1.0]))  # fmt: skip
+            # -1: this camera, and not the one that follows the ant.
+            return np.asarray(base.render(mode="rgb_array", camera_id=-1, **size))
+        except Exception as error:  # OpenGL's, the compiler's or mujoco-py's own
+            raise UserError(f"mujoco-py cannot draw here ({first_line(error)}); it needs libosmesa6-dev") from error
 
     def close(self) -> None:
         """Free the simulations. The environments cannot be used afterwards."""

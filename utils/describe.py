@@ -20,6 +20,7 @@ import numpy as np
 
 from utils import tasks
 from utils.data import d4rl
+from utils.data.doubts import doubts, guess_env_name
 from utils.data.rows import (
     ACTION_TOLERANCE,
     Rows,
@@ -68,7 +69,10 @@ def summarize(rows: Rows, env_name: str | None = None, score: Callable[[Array], 
         "lengths": (ends - starts + 1).tolist(),
         "actions": _ranges(rows.actions),
         "states": _ranges(rows.observations),
-        "suspicious": list(_suspicious(rows, starts, ends, returns, limit)),
+        "suspicious": [
+            *_suspicious(rows, starts, ends, returns, limit),
+            *(doubts(rows, tasks.task(env_name)) if env_name else ()),
+        ],
     }
 
 
@@ -194,7 +198,7 @@ def _histogram(values: Sequence[float]) -> Iterable[str]:
 
 
 def _grid(name: str, ranges: dict[str, list[float]]) -> Iterable[str]:
-    """Three dimensions a line, so that 29 of them fit."""
+    """Three dimensions per line, so that 29 of them fit."""
     yield name
     cells = [
         f"{k:>4}: {low:.3g} … {high:.3g} ({mean:.3g})"
@@ -207,20 +211,6 @@ def _grid(name: str, ranges: dict[str, list[float]]) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------------
 # The command
 # --------------------------------------------------------------------------------------------------
-def guess_env_name(path: Path) -> str | None:
-    """The D4RL id whose file name, or whose own name, the file's name begins with."""
-    for task in tasks.TASKS.values():
-        if path.name == task.file_name:
-            return task.env_name
-    stem = path.stem.replace("_", "-")
-    for env_name in sorted(tasks.ids(), key=lambda name: (-len(name), name)):
-        if stem == env_name or stem.startswith((f"{env_name}-", f"{env_name}.")):
-            return env_name
-    short = {name.rsplit("-", 1)[0]: name for name in reversed(tasks.ids())}
-    matches = [name for name in short if stem == name or stem.startswith(f"{name}-")]
-    return short[max(matches, key=len)] if matches else None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 after one line for what cannot be described."""
     parser = argparse.ArgumentParser(prog="python -m utils.describe", description="Describe a dataset in one screen.")

@@ -1,6 +1,9 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to fix."""
 
-__all__ = ["UserError"]
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -12,3 +15,12 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # what it quotes, a path or another error, may have several lines
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise as UserError the ValueError of what knows no UserError: settings and agents, which refuse a value."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -43,8 +42,8 @@ def write_to_disk(path: Path, content: bytes | memoryview | str) -> None:
 def print_any_text() -> None:
     """Let stdout and stderr show what their encoding cannot: a path that is no UTF-8, a λ where the locale is ASCII."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        if reconfigure := getattr(stream, "reconfigure", None):  # a test's or a notebook's stream has none
+            reconfigure(errors="backslashreplace")
 
 
 def first_line(error: BaseException) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 import hyperparameters
-from utils.errors import UserError
+from utils import tasks
+from utils.errors import UserError, user_errors
 from utils.files import first_line, print_any_text
+from utils.process import INTERRUPTED
 
 MAX_SEEDS = 1024
+LARGEST_FLOAT, LARGEST_INT = float(torch.finfo(torch.float32).max), 2**63 - 1
 MAX_THREADS = 1024
 
 
@@ -38,7 +42,7 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     task = parser.add_argument_group("what to run")
     task.add_argument("--env_name", default="halfcheetah-medium-v2", help="D4RL task (default: %(default)s)")
     task.add_argument("--algo", default="diffcps", choices=list(algorithms), help="algorithm (default: %(default)s)")
-    task.add_argument("--dataset", metavar="SOURCE", help="local, minari:ID or a D4RL-format file (default: D4RL's)")
+    task.add_argument("--dataset", metavar="SOURCE", help="local, minari:ID, a D4RL-format file or folder (D4RL's)")
     task.add_argument("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
     task.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     task.add_argument("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")
@@ -121,6 +125,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     options = build_parser(algo, algorithms).parse_args(argv)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    if options.local_size >= 2**31:
+        raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
@@ -134,17 +140,28 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[Any, str]]]:
     """The algorithm's settings, and each one's value and origin. Raises UserError for one that cannot be."""
-    try:
-        return hyperparameters.resolve(options.algo, options.env_name, overrides(options))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    with user_errors():
+        config, settings = hyperparameters.resolve(options.algo, options.env_name, overrides(options))
+    for name, (value, _) in settings.items():
+        if isinstance(value, float) and math.isfinite(value) and abs(value) > LARGEST_FLOAT:
+            raise UserError(f"{name} must lie within ±{LARGEST_FLOAT:.3g}, what a float32 holds, not {value:.3g}")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise UserError(f"{name} must lie within ±2^63, not {value}")
+    return config, settings
 
 
-def config_table(options: argparse.Namespace) -> str:
-    """Each setting, its value and its origin, a line each. Raises UserError as `resolve_settings`."""
-    _, rows = resolve_settings(options)
+def config_table(options: argparse.Namespace, algorithms: Mapping[str, Any]) -> str:
+    """Each setting, its value and its origin, a line each, and what acting costs where the algorithm says so.
+
+    Raises UserError as `resolve_settings`, and for settings that do not fit together.
+    """
+    config, rows = resolve_settings(options)
     width = max(map(len, rows))
-    return "\n".join(f"{name:{width}}  {value!s:12}  {origin}" for name, (value, origin) in rows.items())
+    lines = [f"{name:{width}}  {value!s:12}  {origin}" for name, (value, origin) in rows.items()]
+    if task := tasks.TASKS.get(options.env_name):  # a bandit is none
+        with user_errors():
+            lines.append(algorithms[options.algo].cost(config, task.state_dim, task.action_dim))
+    return "\n".join(line for line in lines if line)
 
 
 def parse_seeds(text: str | None, seed: int = 0) -> list[int]:
@@ -197,17 +214,23 @@ def resolve_device(text: str) -> torch.device:
 
 
 def command_line(prog: str, act: Callable[[], int | None]) -> int:
-    """Run a command; its exit code, 0 for None. 2 and one line, `PROG: what is wrong`, for what the user can fix."""
+    """Run a command; its exit code, 0 for None.
+
+    2 and one line, `PROG: what is wrong`, for what the user can fix; 130 and one line after Ctrl-C.
+    """
     show_warnings_as_lines()
     try:
         code = act()
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code or 0
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
     except BrokenPipeError:  # a pager or `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if (line := out_of_memory(error)) is None:
             raise

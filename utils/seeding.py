@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["torch_generators"]
-
 
 def torch_generators(seeds: Sequence[int], purpose: str, device: torch.device | str) -> list[torch.Generator]:
-    """One generator a seed on `device`; (seed, purpose) alone decides what it yields on one kind of device."""
+    """One generator per seed on `device`; (seed, purpose) alone decides what it yields on one kind of device."""
     generators = []
     for seed in seeds:
         entropy = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from utils import tasks
 from utils.data import bandit, d4rl
 from utils.data.dataset import Dataset
 from utils.errors import UserError
-from utils.training.interfaces import Environments
+from utils.training.interfaces import Environments, Watched
 
 MINARI = "minari:"
+FRAME = 480  # pixels in width and height of what is looked at
 
 
 class Source(Protocol):
@@ -28,6 +30,10 @@ class Source(Protocol):
 
     def environments(self, number: int) -> Environments | None:
         """So many lockstep environments; None, with a warning, where the task has none here."""
+        ...
+
+    def watched(self) -> Watched:
+        """One environment that can be looked at. Raises UserError where there is none, or nothing to see."""
         ...
 
     def normalized_score(self, returns: np.ndarray) -> np.ndarray:
@@ -72,6 +78,9 @@ class Bandit:
     def environments(self, number: int) -> Environments:
         return bandit.make_lockstep(self.env_name, number)
 
+    def watched(self) -> Watched:
+        raise UserError(f"{self.env_name} has nothing to look at: its episodes are one action long")
+
     def normalized_score(self, returns: np.ndarray) -> np.ndarray:
         return bandit.normalized_score(self.env_name, returns)
 
@@ -91,6 +100,14 @@ class Minari:
         from utils.data import minari
 
         return minari.make_lockstep(self.name, number)
+
+    def watched(self) -> Watched:
+        from utils.data import minari
+        from utils.environments.physics import find_opengl
+
+        with contextlib.suppress(UserError):  # an environment may draw without it
+            find_opengl()
+        return minari.make_lockstep(self.name, 1, render_mode="rgb_array")
 
     def normalized_score(self, returns: np.ndarray) -> np.ndarray:
         from utils.data import minari
@@ -120,6 +137,17 @@ class Task:
         from utils import environments
 
         return environments.make_lockstep(self.env_name, number)
+
+    def watched(self) -> Watched:
+        if self.backend == "d4rl":
+            from utils import classic
+
+            return classic.make_lockstep(self.env_name, 1)
+        if hyperparameters.domain(self.env_name) in ("adroit", "kitchen"):
+            raise UserError(f"{self.env_name} has no environment here: that takes the original stack (--backend d4rl)")
+        from utils import environments
+
+        return environments.make_lockstep(self.env_name, 1, render_mode="rgb_array", width=FRAME, height=FRAME)
 
     def normalized_score(self, returns: np.ndarray) -> np.ndarray:
         return np.asarray(tasks.normalized_score(self.env_name, returns))

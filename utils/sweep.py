@@ -1,7 +1,7 @@
 """Many runs: on Ray, or in processes of this machine where Ray is not installed or not asked for.
 
 The function that runs one command line comes in as an argument; this file knows nothing of what it trains. What it
-needs of it: an exit code of 0 when done, 2 when only the user can mend it; that the same command line continues what
+needs of it: an exit code of 0 when done, 2 when only the user can fix it; that the same command line continues what
 an earlier one left; that SIGINT or SIGTERM make it save and return. `run.py` does all three.
 
 On a cluster all machines see the checkout and the results folder at the same path.
@@ -30,8 +30,7 @@ from rich.table import Table
 
 from utils.errors import UserError
 from utils.files import first_line
-
-__all__ = ["Job", "Outcome", "Resources", "available", "ray_is_installed", "run_jobs"]
+from utils.process import lasting_output
 
 Function = Callable[[Sequence[str]], int]  # a command line -> its exit code
 USER_ERROR = 2
@@ -254,7 +253,7 @@ def _interruptible() -> Iterator[None]:
 def call(function: Function, job: Job, attempt: int) -> int:
     """Run the function with its output in the job's log. An exception is a traceback there and exit code 1."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a") as file, _output_to(file.fileno()):
+    with open(job.log, "a") as file, _output_to(file.fileno()), lasting_output():
         print(
             f"--- attempt {attempt} on {socket.gethostname()}, pid {os.getpid()}: {' '.join(job.command)}", flush=True
         )

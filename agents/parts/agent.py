@@ -20,6 +20,7 @@ from agents.parts.draws import Rng
 from agents.parts.multiplier import Multiplier
 from agents.parts.parameters import Initializer, Network, Parameters, Sizes, gradients
 from agents.parts.published import required, stripped
+from agents.parts.windows import Windows
 
 # Candidate actions of all seeds that are computed at once. On one core 2,048 candidates of DTQL take a third of the
 # time per candidate that 65,536 take, and DiffCPS's half of what 16,000 take: their activations stay in the cache.
@@ -70,6 +71,8 @@ class Agent:
     COMPILED: tuple[str, ...] = ()  # names of the losses, (batch, draws) -> (loss [S], metrics), worth compiling
     # A plan made of networks that no longer change is made again on resume, bit for bit, instead of being saved.
     PLAN_REPEATS = False
+    ACTS_COMPILED = True  # whether acting is compiled, too, where the losses are
+    windows: Windows | None = None  # what an agent that plans learns from, instead of single transitions
 
     def __init__(
         self,
@@ -98,7 +101,8 @@ class Agent:
         self._named: dict[str, Network] = {}
         self._published: dict[str, str] = {}  # name -> entry of the published weights, perhaps with "/prefix"
         self._sources: dict[str, str] = {}  # name of an average -> name of the network that it follows
-        self._late: list[tuple[Tensor, float, int]] = []  # numbers that are 0 before a step: tensor, value, step
+        # Numbers that change at a step: tensor, value, step, value before it.
+        self._late: list[tuple[Tensor, float, int, float]] = []
         self._decaying: tuple[str, ...] | None = None  # see `decay_every_step`
         self._clock = torch.zeros((), device=self.device)
         self.build()
@@ -134,12 +138,21 @@ class Agent:
         return self._name(name, network, published)
 
     def average_of(
-        self, name: str, online: N, decay: float, start: int | None = None, published: str | None = None
+        self,
+        name: str,
+        online: N,
+        decay: float,
+        start: int | None = None,
+        published: str | None = None,
+        copies: bool = False,
     ) -> N:
-        """An average of a learnt network under `name`, moved by `follow`; with a `start`, it stands still before it."""
+        """An average of a learnt network under `name`, moved by `follow`; with a `start`, it stands still before it.
+
+        copies: before its start `follow` copies the network instead.
+        """
         source = next(key for key, network in self._named.items() if network is online)
         twin = self._name(name, online.averaged(), published)
-        twin.weight = 1 - decay if start is None else self.from_step(start, 1 - decay)
+        twin.weight = 1 - decay if start is None else self.from_step(start, 1 - decay, float(copies))
         self._sources[name] = source
         return twin
 
@@ -147,10 +160,10 @@ class Agent:
         self.networks[name], self._named[name], self._published[name] = network.parameters, network, published or name
         return network
 
-    def from_step(self, start: int, value: float) -> Tensor:
-        """A number [] on the device that is 0 before step `start` and `value` from there on."""
-        number = torch.zeros((), device=self.device)
-        self._late.append((number, value, start))
+    def from_step(self, start: int, value: float, before: float = 0.0) -> Tensor:
+        """A number [] on the device that is `before` before step `start` and `value` from there on."""
+        number = torch.full((), before, device=self.device)
+        self._late.append((number, value, start, before))
         return number
 
     def decay_every_step(self, *names: str) -> None:
@@ -158,7 +171,7 @@ class Agent:
         self._decaying = names
 
     def init_generators(self) -> list[torch.Generator]:
-        """One CPU generator a seed for the initial weights: the same start on every device."""
+        """One CPU generator per seed for the initial weights: the same start on every device."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     # --- What depends on the step number alone --------------------------------------------------------
@@ -181,13 +194,13 @@ class Agent:
         """The numbers that change over training at `step` (rates, weights of averages); see `apply_schedule`."""
         own = self._decaying is not None and self.config.lr_decay  # `decay_rates` sets the rates
         factor = 1.0 if own else learning_rate_factor(self.config, max(step, 0))
-        return (factor, *(value if step >= start else 0.0 for _, value, start in self._late))
+        return (factor, *(value if step >= start else before for _, value, start, before in self._late))
 
     def apply_schedule(self, values: tuple[float, ...]) -> None:
         """Write what `schedule` returned to the device tensors that the update reads."""
         for name in self.optimizers if self._decaying is None else self._decaying:
             self.optimizers[name].set_rate(values[0])
-        for (number, _, _), value in zip(self._late, values[1:], strict=False):
+        for (number, *_), value in zip(self._late, values[1:], strict=False):
             number.fill_(value)
 
     def prepare(self) -> None:
@@ -270,7 +283,7 @@ class Agent:
         with torch.no_grad():
             if active is None:
                 return self.actions_in_chunks(states, noise)
-            # A fixed number of rows a seed, padded: the batched products need one shape for all seeds.
+            # A fixed number of rows per seed, padded: the batched products need one shape for all seeds.
             rows = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(active.sum(1).max())]
             seeds = torch.arange(states.shape[0], device=rows.device).unsqueeze(1)
             chosen = self.actions_in_chunks(states[seeds, rows], {k: v[seeds, rows] for k, v in noise.items()})
@@ -280,8 +293,7 @@ class Agent:
 
     def actions_in_chunks(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """`actions_for`, so many states at a time that their candidates fit a CPU's cache and a GPU's memory."""
-        candidates = self.num_seeds * getattr(self.config, "action_candidates", 1)
-        at_once = max(1, CHUNK["cpu" if self.device.type == "cpu" else "gpu"] // candidates)
+        at_once = max(1, CHUNK["cpu" if self.device.type == "cpu" else "gpu"] // (self.num_seeds * self.rows_per_state))
         with precisions.acting(self.precision):
             return self._actions_at_once(states, noise, at_once)
 
@@ -295,20 +307,35 @@ class Agent:
         ]
         return torch.cat(parts, dim=1)
 
+    @property
+    def rows_per_state(self) -> int:
+        """Rows that a network takes for one state of one seed when acting."""
+        return getattr(self.config, "action_candidates", 1)
+
     def act_draws(self, rng: Rng, states: int) -> dict[str, Tensor]:
-        """The random numbers of `act` for N states, each [S, N, ...]."""
+        """The random numbers of `act` for N states, each [S, N, ...]; a generator that is None is PyTorch's own."""
         raise NotImplementedError
 
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """The policy as a pure function of states [S, N, state_dim] and the numbers of `act_draws`."""
         raise NotImplementedError
 
+    @classmethod
+    def cost(cls, config: Any, state_dim: int, action_dim: int) -> str:
+        """What acting costs in these settings, in a line, where that is worth saying before a run; else "".
+
+        Raises ValueError for sizes that do not fit.
+        """
+        return ""
+
     # --- Numbers made of the whole table ----------------------------------------------------------------
 
-    def observe(self, transitions: Transitions) -> None:
+    def observe(self, transitions: Any) -> None:
         """Take what the agent needs to know of the data as a whole, such as the states' mean and deviation.
 
-        Called once, before the first step; what is kept stands in `networks`, so that a checkpoint has it.
+        Called before the first step, also of a resumed run; what is kept stands in `networks`, so that a checkpoint has
+        it, or comes out the same again. `transitions`: `Transitions`, or for an agent with `windows` `WindowRows`.
+        Raises ValueError for data that the algorithm cannot use.
         """
 
     def plan_step(self, step: int) -> int | None:

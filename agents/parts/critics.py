@@ -105,7 +105,7 @@ class TwinCritic(Network):
 
 
 class ValueNetwork(Chain):
-    """V(s): hidden layers of these widths. One member a seed. norm: a layer normalisation of the states, as IDQL's."""
+    """V(s): hidden layers of these widths. A member per seed. norm: a layer normalisation of the states, as IDQL's."""
 
     def __init__(self, sizes: Sizes, widths: Sequence[int], activation: Activation = mish, norm: bool = False) -> None:
         self.norm = norm

@@ -54,7 +54,7 @@ def beta_schedule(name: str, steps: int) -> Tensor:
 
 
 class NoiseNetwork(Network):
-    """epsilon(a^i, s, i): the noise in a diffused action. One member a seed.
+    """epsilon(a^i, s, i): the noise in a diffused action. One member per seed.
 
     Time embedding 16 -> 32 -> 16 with Mish, then three Mish layers of width H over [action | time | state]. The first
     of them is applied in parts: the state's part is the same for all steps of a chain and the time's part the same
@@ -96,7 +96,7 @@ class NoiseNetwork(Network):
 
 
 class ResidualNoiseNetwork(Network):
-    """epsilon(a^i, s, i) as a residual network with layer normalisation, IDQL's `LN_Resnet`. One member a seed.
+    """epsilon(a^i, s, i) as a residual network with layer normalisation, IDQL's `LN_Resnet`. One member per seed.
 
     Learnt Fourier features of the step, a cosine and a sine per frequency -> two layers of twice that width; a layer of
     width H over [action | state | time]; `blocks` times x + W2 act(W1 norm(dropout(x))) with 4 H units inside; act, and
@@ -207,7 +207,7 @@ class Diffusion:
         timesteps: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        """Denoising loss, mean over rows and dimensions, one value a seed [S].
+        """Denoising loss, mean over rows and dimensions, one value per seed [S].
 
         E || eps - eps_theta(sqrt(alpha-bar_i) a + sqrt(1 - alpha-bar_i) eps, s, i) ||^2, the term L_c of the paper.
         actions, noise [S, B, A]; states [S, B, state_dim]; timesteps [S, B] in 0 .. T - 1.
@@ -259,7 +259,7 @@ class Diffusion:
 
 
 class DiffusionPolicy(NoiseNetwork):
-    """What DiffCPS and Diffusion-QL call the actor: actions by the reverse chain. One member a seed."""
+    """What DiffCPS and Diffusion-QL call the actor: actions by the reverse chain. One member per seed."""
 
     def __init__(self, sizes: Sizes, schedule: str, diffusion_steps: int, hidden_dim: int) -> None:
         super().__init__(sizes, diffusion_steps, hidden_dim)
@@ -283,7 +283,7 @@ class DiffusionPolicy(NoiseNetwork):
 
 
 class ResidualDiffusionPolicy(ResidualNoiseNetwork):
-    """IDQL's model of the data's actions: a residual network, sampled by Ho et al.'s chain. One member a seed."""
+    """IDQL's model of the data's actions: a residual network, sampled by Ho et al.'s chain. One member per seed."""
 
     def __init__(
         self,

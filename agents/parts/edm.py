@@ -23,7 +23,7 @@ RESOLUTION = 2**53  # uniform numbers are multiples of its inverse
 
 
 class EDMNetwork(Network):
-    """DTQL's raw network F(c_in x, s, ln sigma / 4). One member a seed.
+    """DTQL's raw network F(c_in x, s, ln sigma / 4). One member per seed.
 
     Time embedding 16 -> 32 -> 16 with Mish, then four layers of width H over [action | state | time], with Mish after
     all but the first (as published).
@@ -67,7 +67,7 @@ class EDM:
         return (torch.logit(low + (high - low) * uniform) * LEVEL_SCALE + self.location).exp().float()
 
     def loss(self, network: EDMNetwork, actions: Tensor, states: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """E || (D(a + sigma eps; sigma) - a) / c_out ||^2, mean over rows and dimensions, one value a seed [S].
+        """E || (D(a + sigma eps; sigma) - a) / c_out ||^2, mean over rows and dimensions, one value per seed [S].
 
         actions, noise [S, B, A]; states [S, B, state_dim]; sigma [S, B]. Differentiable in the network and in the
         actions: the behaviour policy's loss and the trust-region loss are this one function.
@@ -82,7 +82,7 @@ class EDM:
 
 
 class EDMPolicy(EDMNetwork):
-    """A denoiser together with its process: DTQL's model of the data's actions. One member a seed."""
+    """A denoiser together with its process: DTQL's model of the data's actions. One member per seed."""
 
     def __init__(self, sizes: Sizes, process: EDM, hidden_dim: int) -> None:
         super().__init__(sizes, hidden_dim)

@@ -104,7 +104,7 @@ def layer_shapes(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Sequen
 
 
 class Chain(Network):
-    """A chain of linear layers of these widths, from in to out, with an activation between them. One member a seed.
+    """A chain of linear layers of these widths, from in to out, with an activation between them. One member per seed.
 
     Weights are named `<prefix>.0`, `<prefix>.2`, ...: the places of the linear layers in an `nn.Sequential`; or `names`
     has a name for each layer. `extra` are parameters that a subclass needs besides.

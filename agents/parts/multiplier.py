@@ -12,7 +12,7 @@ from agents.parts.parameters import Network, Parameters, Sizes
 
 
 class Multiplier(Network):
-    """A Lagrange multiplier lambda, one number a seed, which grows while its constraint is violated.
+    """A Lagrange multiplier lambda, one number per seed, which grows while its constraint is violated.
 
         max_lambda  lambda * violation        by `Agent.ascend(name, violation)`
 

@@ -107,8 +107,15 @@ def _members(
 
 @torch.no_grad()
 def default_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
-    """PyTorch's default: linear layers' weight and bias ~ U(-1/sqrt(in), 1/sqrt(in)), normalisations 1 and 0."""
-    bounds = {n.rsplit(".", 1)[0]: 1 / math.sqrt(s[-1]) for n, s in parameters.shapes.items() if len(s) == 2}
+    """PyTorch's default: layers' weight and bias ~ U(-1/sqrt(in), 1/sqrt(in)), normalisations 1 and 0.
+
+    in: the inputs of a unit, in a convolution [out, in, kernel] those at all places of the kernel.
+    """
+    bounds = {
+        name.rsplit(".", 1)[0]: 1 / math.sqrt(math.prod(shape[1:]))
+        for name, shape in parameters.shapes.items()
+        if len(shape) >= 2
+    }
     for own, name, shape, generator in _members(parameters, generators):
         bound = bounds.get(name.rsplit(".", 1)[0])
         if bound is None:  # a layer without a matrix is a normalisation

@@ -1,4 +1,4 @@
-"""Policies in one step: Gaussians, a deterministic one, and BCQ's shift of an action. One member a seed.
+"""Policies in one step: Gaussians, a deterministic one, and BCQ's shift of an action. One member per seed.
 
 Every Gaussian has one interface: `mean, log_std = policy(states)`, then `policy.actions(mean, log_std, noise)` and
 `policy.log_density(mean, log_std, actions)`, the density of a / max_action. Noise with an axis
@@ -27,7 +27,7 @@ def normal_log_density(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def _shifted(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
-    """mean + deviation * noise [S, B, A]; or of R draws a state, [S, B, R, A]."""
+    """mean + deviation * noise [S, B, A]; or of R draws per state, [S, B, R, A]."""
     if noise.dim() > mean.dim():
         mean, log_std = mean.unsqueeze(2), log_std.unsqueeze(2)
     return mean + log_std.exp() * noise

@@ -51,7 +51,7 @@ def fourier_features(times: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def score_init(parameters: Parameters, generators: Sequence[torch.Generator]) -> None:
-    """`default_init`, and frequencies ~ N(0, 30^2), from each seed's own generator; one member a seed."""
+    """`default_init`, and frequencies ~ N(0, 30^2), from each seed's own generator; one member per seed."""
     default_init(parameters, generators)
     with torch.no_grad():
         for name, shape in parameters.shapes.items():
@@ -62,7 +62,7 @@ def score_init(parameters: Parameters, generators: Sequence[torch.Generator]) ->
 
 
 class ScoreNetwork(Network):
-    """The noise in a diffused action: eps(a_t, s, t). One member a seed.
+    """The noise in a diffused action: eps(a_t, s, t). One member per seed.
 
     Six residual blocks over the action, of widths 2 H, H, H/2, H/2, H, 2 H (512, 256, 128 ... as published), the
     second three fed with the outputs of the first three; state and time enter every block through an embedding of
@@ -137,7 +137,7 @@ class ScoreNetwork(Network):
 
 
 class EnergyNetwork(Network):
-    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member a seed.
+    """QGPO's f(a_t, s, t), four SiLU layers of width H over [action | time | state]. One member per seed.
 
     Its loss does not depend on the last bias, whose derivative would be rounding alone, which Adam takes for steps.
     """
@@ -194,7 +194,7 @@ class EnergyNetwork(Network):
 
 
 def denoising_loss(network: ScoreNetwork, actions: Tensor, states: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """E || eps(alpha_t a + sigma_t eps, s, t) - eps ||^2, summed over dimensions as published, one value a seed [S].
+    """E || eps(alpha_t a + sigma_t eps, s, t) - eps ||^2, summed over dimensions as published, one value per seed [S].
 
     actions, noise [S, B, A]; states [S, B, state_dim]; times [S, B].
     """
@@ -280,7 +280,7 @@ class Solver:
 
 
 class ScorePolicy(ScoreNetwork):
-    """A model of the data's actions: the network together with the solver that draws from it. One member a seed."""
+    """A model of the data's actions: the network together with the solver that draws from it. One member per seed."""
 
     def __init__(self, sizes: Sizes, solver: Solver, hidden_dim: int) -> None:
         super().__init__(sizes, hidden_dim)

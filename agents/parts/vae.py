@@ -10,7 +10,7 @@ from agents.parts.parameters import Network, Parameters, Sizes
 
 
 class VariationalAutoencoder(Network):
-    """A generative model of the data's actions: an action's latent code given the state, and back. One member a seed.
+    """A generative model of the data's actions: an action's latent code given the state, and back. One member per seed.
 
     Both ways two ReLU layers of width H. The code has twice the action's dimensions.
     """

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 
-__all__ = ["finish", "kill_at", "start"]
-
 # Imported before the forks.
 _WARM = (
     "run",

@@ -2,10 +2,11 @@
 
     python -m benchmarks.soak --minutes 60 --name NAME        (--minutes 2 in continuous integration)
 
-Runs that take a moment, of every algorithm with one and with three seeds, are killed at random moments, some of their
-files damaged as a crash could leave them, and resumed until they are complete: then they must equal, bit for bit,
-runs that nothing happened to. The long-lived process must keep its memory within 5 %, and its files and threads.
-Exit code 1 where anything of this fails. With --name the figures go to results/benchmarks/soak_NAME.md.
+Runs that take a moment, of every algorithm with one and with three seeds, evaluated while training waits or beside
+it, are killed at random moments, some of their files damaged as a crash could leave them, and resumed until they are
+complete: then they must equal, bit for bit, runs that nothing happened to. The long-lived process must keep its
+memory within 5 %, and its files and threads. Exit code 1 where anything of this fails. With --name the figures go to
+results/benchmarks/soak_NAME.md.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ SHORT = {
     "num_epochs": 3, "num_steps_per_epoch": 4, "pretrain_epochs": 1, "eval_interval": 1, "eval_episodes": 1,
     "batch_size": 8, "hidden_dim": 16, "action_candidates": 4, "plan_interval": 6, "plan_actions": 2,
 }  # fmt: skip
+# How a run that is disturbed is told to evaluate and to save: none of it may change a number.
+WAYS = ((), ("--eval_async",), ("--eval_async", "--checkpoint_interval", "0"))
 
 
 def tiny(algo: str, seeds: str, data: str, folder: Path, *more: str) -> list[str]:
@@ -110,11 +113,12 @@ class Soak:
         if (algo, seeds, data) not in self.whole:
             self.whole[algo, seeds, data] = forked.finish(tiny(algo, seeds, self.data[data], whole))
         code, seconds = self.whole[algo, seeds, data]
-        argv = tiny(algo, seeds, self.data[data], hurt, "--resume")
         shutil.rmtree(hurt, ignore_errors=True)
         for _ in range(self.chance.randint(1, 5)):
+            argv = tiny(algo, seeds, self.data[data], hurt, "--resume", *self.chance.choice(WAYS))
             self.disturb(argv, self.chance.uniform(0, 0.9) * seconds)
             self.damage(sorted(hurt.rglob("seed_?")))
+        argv = tiny(algo, seeds, self.data[data], hurt, "--resume", *self.chance.choice(WAYS))
         ended, _ = forked.finish(argv)
         found = difference(whole, hurt)
         if ended != code or found:

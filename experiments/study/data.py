@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import sources, tasks
+from utils import sources
+from utils.data.d4rl import find_file
 from utils.errors import UserError
 
 
@@ -31,18 +32,6 @@ def data_of(dataset: str, local_size: int, env_name: str) -> Data:
     if dataset == "local":
         return Data("local", local_size)
     return Data(str(find_file(Path(dataset), env_name)))
-
-
-def find_file(folder: Path, env_name: str) -> Path:
-    """A task's file in a folder: as the task is called, with or without its version, or as D4RL calls it.
-
-    Raises UserError where there is none.
-    """
-    names = [f"{env_name}.hdf5", f"{env_name.rpartition('-v')[0]}.hdf5", tasks.task(env_name).file_name]
-    for name in names:
-        if (folder / name).is_file():
-            return (folder / name).resolve()
-    raise UserError(f"no data for {env_name} in {folder}: no {' or '.join(names)}")
 
 
 def data_name(dataset: str, scale: float) -> str:

@@ -13,6 +13,7 @@ import hyperparameters
 import run
 from agents import AGENTS
 from experiments.study.data import Data, data_of
+from utils import tasks
 from utils.errors import UserError
 from utils.options import parse, parse_seeds, resolve_settings
 from utils.report.runs import Labels, SeedRun, read_run
@@ -58,6 +59,16 @@ class PlannedRun:
     @property
     def config(self) -> Any:
         return hyperparameters.get(self.algo, self.env_name, **self.overrides, **self.length)
+
+    @property
+    def costly(self) -> bool:
+        """Whether acting costs so much that the plan says it."""
+        return AGENTS[self.algo].COSTLY
+
+    def acting_cost(self) -> str:
+        """What acting costs, in a line."""
+        wanted = tasks.task(self.env_name)
+        return AGENTS[self.algo].cost(self.config, wanted.state_dim, wanted.action_dim)
 
     @property
     def steps(self) -> int:
@@ -127,14 +138,22 @@ def continue_run(command: Sequence[str]) -> int:
     return 0
 
 
-def is_complete(folder: Path, total: int) -> bool:
+def is_evaluated(folder: Path, total: int) -> bool:
     """Whether the last evaluation was made, or none is to come because the seed's numbers were no longer finite."""
     found = _read(folder)
     return found is not None and (found.stopped or (found.complete and found.total_steps >= total))
 
 
+def is_complete(folder: Path, total: int) -> bool:
+    """Whether a seed is trained to the end: evaluated there, and the weights of that step saved."""
+    found = _read(folder)
+    if found is None or not is_evaluated(folder, total):
+        return False
+    return found.stopped or max(checkpoint.saved_steps(folder), default=0) >= total
+
+
 def share_done(folder: Path, total: int) -> float:
-    """Share of a seed's steps that its metrics show, 1 only with the last evaluation."""
+    """Share of a seed's steps that its metrics show, 1 only with the last evaluation and the last checkpoint."""
     if is_complete(folder, total):
         return 1.0
     found = _read(folder)

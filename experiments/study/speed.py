@@ -1,9 +1,10 @@
-"""Gradient steps a second of a kind of run: from the metrics of earlier runs, else timed on the spot."""
+"""Gradient steps per second of a kind of run: from the metrics of earlier runs, else timed on the spot."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from agents import AGENTS
 from utils import tasks
 from utils.data.dataset import Dataset
+from utils.data.windows import rows_of
 from utils.options import parse_seeds, resolve_device
 from utils.report.runs import Labels, read_run
 from utils.seeding import torch_generators
@@ -69,12 +71,13 @@ class Speeds:
         task, rng = tasks.task(env_name), np.random.default_rng(0)
         columns = {"states": task.state_dim, "actions": task.action_dim, "rewards": 1, "next_states": task.state_dim}
         arrays = {name: rng.uniform(-1, 1, (ROWS, width)).astype(np.float32) for name, width in columns.items()}
-        dataset = Dataset(**arrays, not_dones=np.ones((ROWS, 1), np.float32), env_name=env_name, source="random")
+        dataset = Dataset(**arrays, not_dones=np.ones((ROWS, 1), np.float32), env_name=env_name, source="random",
+                          raw=partial(rows_of, arrays["states"], arrays["actions"], arrays["rewards"]))  # fmt: skip
         numbers = list(range(seeds))
         agent = AGENTS[algo](task.state_dim, task.action_dim, 1.0, config, numbers, self.device)
         generators = torch_generators(numbers, "probe", self.device)
         mode, _ = choose_mode("auto", self.device, 1)
-        runner = Runner(agent, dataset.to(self.device), config.batch_size, generators, mode)
+        runner = Runner(agent, dataset.batches_to(self.device, agent.windows), config.batch_size, generators, mode)
         runner.run(2 * runner.block)
         runner.metrics()  # waits for the device
         steps, start = 0, time.perf_counter()

@@ -23,7 +23,7 @@ from typing import Any
 import hyperparameters
 from agents import AGENTS
 from experiments.study.data import data_name, missing_data, prepare_data
-from experiments.study.planned_run import How, PlannedRun, continue_run, is_complete, scaled, share_done
+from experiments.study.planned_run import How, PlannedRun, continue_run, is_evaluated, scaled, share_done
 from experiments.study.speed import Speeds
 from utils.errors import UserError
 from utils.options import Parser, command_line, parse_seeds, resolve_device
@@ -58,7 +58,7 @@ class Experiment:
     evaluated: Callable[[Path], Sequence[Path]] = lambda trained: [trained]
 
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
-        """All runs that the options ask for."""
+        """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
         names = list(self.grid)
         variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
         seeds = tuple(parse_seeds(options.seeds))
@@ -67,6 +67,7 @@ class Experiment:
             PlannedRun(algo, task, group, variant, scaled(algo, task, options.scale))
             for algo in options.algos
             for task in options.tasks
+            if hyperparameters.runs_on(algo, task)
             for variant in variants
             for group in groups
         ]
@@ -93,7 +94,7 @@ class Study:
         """Share of a training's gradient steps that is done; below 1 while an evaluation is missing."""
         trained = run.folders(self.base)
         share = statistics.mean(share_done(folder, run.steps) for folder in trained)
-        if share < 1 or all(is_complete(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
+        if share < 1 or all(is_evaluated(f, run.steps) for t in trained for f in self.experiment.evaluated(t)):
             return share
         return 0.99
 
@@ -119,6 +120,8 @@ class Study:
         print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
             print(f"left out: {reason}")
+        for algo, run in {run.algo: run for run in reversed(self.runs) if run.costly}.items():
+            print(f"{algo}, {run.env_name}: {run.acting_cost()}")
         known = " for the runs of known speed" if unknown else ""
         print(f"{len(rows)} runs, {left:.2f} hours of training left{known}, one run after the other")
         if unknown:
@@ -220,7 +223,7 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--execution", default="auto", help="as for run.py (default: %(default)s)")
     how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
     how("--threads", type=int, help="CPU threads of a run")
-    how("--split_seeds", action="store_true", help="a run a seed, instead of all seeds in one process")
+    how("--split_seeds", action="store_true", help="a run per seed, instead of all seeds in one process")
     how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: without Ray)")
     how("--workers", type=int, default=0,
         help="runs at once on this machine (default: one; with --ray local as many as the CPUs hold)")  # fmt: skip

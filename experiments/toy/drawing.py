@@ -13,14 +13,12 @@ from matplotlib.figure import Figure
 
 from experiments.toy.scores import COVERED, NEAR
 from utils.data import bandit
-from utils.report.figures import save, style
-
-__all__ = ["CHAIN", "DATA", "SOLVER", "draw", "name", "save"]
+from utils.report.figures import style
 
 Array = np.ndarray
 Which = tuple[str, int | None]  # algorithm and, for a chain, T
 Samples = Mapping[Which, Array]  # actions [N, 2]
-Scores = Mapping[Which, Mapping[str, Sequence[float]]]  # by name, a value a seed
+Scores = Mapping[Which, Mapping[str, Sequence[float]]]  # by name, a value per seed
 
 DATA, CHAIN, SOLVER = "data, drawn again", "exact chain", "exact solver"
 NAMES = {"awr": "AWR", "sfbc": "SfBC", "diffusion_ql": "DQL", "diffcps": "DiffCPS", "diffusion_bc": "diffusion BC",
@@ -56,7 +54,7 @@ def draw(task: str, samples: Samples, scores: Scores) -> Iterator[tuple[str, str
 _FIGURE6 = (
     f"Scores over the diffusion steps T, mean and deviation over seeds: share of actions within {NEAR:g} of a data "
     f"point, share of the data within {COVERED:g} of an action, both higher for better, and the maximum mean "
-    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's own distribution; exact "
+    "discrepancy to the data, lower for better. Dashed: AWR; dotted: the data's distribution; exact "
     "chain and exact solver: what the samplers of DQL and DiffCPS and of SfBC draw without any error of the network. "
     "The paper's Figure 6 shows "
     "its Jaccard index, which is 0 for all of these."

@@ -6,7 +6,7 @@ of the noise given x,
     eps(x) = (x - s E[a | x]) / d,     E[a | x] = sum_k w_k a_k,     w_k ~ exp(-|x - s a_k|^2 / (2 d^2)).
 
 With it the chain of DQL, DiffCPS and diffusion BC (agents/diffusion.py) and SfBC's solver (agents/sde.py) draw what
-cloning the data tends to. What is then still missing, few steps cause and no training mends.
+cloning the data tends to. What is then still missing, few steps cause, and no training makes up for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from torch import Tensor
 from agents.parts.diffusion import Diffusion
 from agents.parts.sde import Solver, signal_and_spread
 from utils.data import bandit
-
-__all__ = ["ExactNetwork", "chain_actions", "exact_noise", "solver_actions"]
 
 SOLVER_ORDER = 3  # SfBC's
 

@@ -11,9 +11,6 @@ from scipy.spatial.distance import cdist
 
 from utils.data import bandit
 
-__all__ = ["COVERED", "KERNEL_WIDTH", "NEAR", "Scorer", "coverage", "jaccard", "mean_kernel", "mmd", "mode_shares",
-           "precision"]  # fmt: skip
-
 Array = np.ndarray
 
 STATED = 1e-8  # the paper's distance to a data point
@@ -48,7 +45,7 @@ def coverage(actions: Array, data: Array) -> float:
 
 
 def mmd(actions: Array, data: Array, within_data: float | None = None) -> float:
-    """Maximum mean discrepancy (Gretton et al. 2012, eq. 3), kernel exp(-d^2 / (2 * 0.1^2)); 0 for the same law.
+    """Maximum mean discrepancy (Gretton et al. 2012, eq. 3), kernel exp(-d^2 / (2 * 0.1^2)); 0 for equals.
 
     The root of the unbiased estimate of its square, which may fall below 0 and then counts as 0. within_data: the
     data's own term, `mean_kernel(data)`, where it is known already.

@@ -30,13 +30,18 @@ QUICK = {
     "bc_steps": 3,
     "warmup_steps": 4,
 }  # where an agent has them
-UNTRAINED = ("lambda", "normalizer")  # may stand still in a few steps
+SHORT_WINDOWS = {  # four channels in every group of the shortest layer: with one, its normalisation has nothing to say
+    "horizon": 4, "hidden_dim": 32, "dim_mults": "1,4", "diffusion_steps": 3, "inverse_dim": 32, "value_steps": 20
+}  # fmt: skip
+UNTRAINED = ("lambda", "normalizer", "action_normalizer")  # may stand still in a few steps
 
 every_agent = pytest.mark.parametrize("algo", list(AGENTS))
 
 
 def make(algo: str, seeds: Sequence[int], env_name: str = "hopper-medium-v2", **settings: Any) -> Agent:
     fields = {f.name for f in dataclasses.fields(hyperparameters.CONFIGS[algo])}
+    if "horizon" in fields:
+        settings = {**SHORT_WINDOWS, **settings}
     quick = {name: value for name, value in {**QUICK, **settings}.items() if name in fields}
     return AGENTS[algo](STATES, ACTIONS, MAX_ACTION, hyperparameters.get(algo, env_name, **quick), seeds)
 
@@ -50,7 +55,10 @@ def batch(agent: Agent, generators: Sequence[torch.Generator]) -> dict[str, Tens
     parts = []
     for g in generators:
         planned = {n: torch.rand(1, ROWS, width, generator=g) * MAX_ACTION for n, width in agent.planned.items()}
-        parts.append(small.batch(g, STATES, ACTIONS, MAX_ACTION, ROWS) | planned)
+        if agent.windows is None:
+            parts.append(small.batch(g, STATES, ACTIONS, MAX_ACTION, ROWS) | planned)
+        else:
+            parts.append(small.windows(g, STATES, ACTIONS, ROWS, agent.windows.horizon))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -64,7 +72,7 @@ def parameters(agent: Agent) -> dict[str, Tensor]:
 
 def starts(agent: Agent) -> list[int]:
     """The first step of each phase of training."""
-    return sorted({agent.first_step, 0, getattr(agent.config, "bc_steps", 0)})
+    return sorted({agent.first_step, 0, *(getattr(agent.config, name, 0) for name in ("bc_steps", "value_steps"))})
 
 
 # --- Shapes and metrics -------------------------------------------------------------------------------------------
@@ -103,7 +111,7 @@ def test_each_metric_is_finite_when_due_and_nan_otherwise(algo: str) -> None:
         assert seen[: agent.period] == seen[agent.period :], "what is due must repeat with the period"
         in_any_phase |= set().union(*seen)
     assert in_any_phase == set(agent.METRICS), "every metric is due at some step of some phase"
-    agent.step = 0
+    agent.step = start  # of the last phase
     for metrics, due in zip(train(agent, generators, agent.period), seen, strict=False):
         for name, value in metrics.items():
             assert value.isfinite().all() if name in due else value.isnan().all(), name
@@ -146,8 +154,10 @@ def test_a_seed_learns_alike_alone_and_in_company(algo: str) -> None:
         for a, b in zip(together, single, strict=True):
             for name in a:
                 torch.testing.assert_close(a[name][1:2], b[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
-        for name, value in parameters(three).items():  # Adam makes a step of what rounding leaves of a gradient of zero
-            torch.testing.assert_close(value[1:2], parameters(alone)[name], rtol=1e-4, atol=5e-5, msg=name)
+        for name, value in parameters(three).items():
+            # Adam makes a step of what rounding leaves of a gradient of zero: of a convolution's many weights one may.
+            apart = ~torch.isclose(value[1:2], parameters(alone)[name], rtol=1e-4, atol=5e-5)
+            assert apart.sum() <= (1e-4 * apart.numel() if three.windows else 0), name
         states = torch.randn(1, 9, STATES, generator=torch.Generator().manual_seed(7)).expand(3, 9, STATES)
         together_act, single_act = three.act(states, rngs([0, 1, 2])), alone.act(states[:1], rngs([1]))
         torch.testing.assert_close(together_act[1:2], single_act, rtol=1e-3, atol=1e-4)
@@ -160,7 +170,7 @@ def test_clipping_keeps_to_its_own_seed(algo: str) -> None:
     for scale in (1.0, 1000.0):
         agent, generators = make(algo, [0, 1], grad_norm=0.5), rngs([0, 1])
         one, draws = batch(agent, generators), agent.draw(generators, ROWS)
-        one["rewards"][0] *= scale
+        one["rewards" if "rewards" in one else "returns"][0] *= scale
         one["actions"][0] *= 1 / scale
         for _ in range(2):
             agent.update(one, draws)
@@ -269,7 +279,7 @@ def test_acting_in_chunks_changes_nothing(algo: str, monkeypatch: pytest.MonkeyP
     active = torch.tensor([[1, 1, 1, 1, 0, 1], [1, 0, 0, 0, 1, 1]]).bool()
     whole, some = agent.act(states, rngs([0, 1])), agent.act(states[:, :6], rngs([0, 1]), active)
     calls, plain = [], agent.actions_for
-    monkeypatch.setattr("agents.parts.agent.CHUNK", {"cpu": 2 * 2 * getattr(agent.config, "action_candidates", 1)})
+    monkeypatch.setattr("agents.parts.agent.CHUNK", {"cpu": 2 * 2 * agent.rows_per_state})
     monkeypatch.setattr(agent, "actions_for", lambda states, noise: calls.append(states.shape) or plain(states, noise))
     torch.testing.assert_close(agent.act(states, rngs([0, 1])), whole, rtol=1e-4, atol=1e-5)
     assert [shape[1] for shape in calls] == [2, 2, 2, 1]
@@ -355,7 +365,7 @@ def test_published_weights_go_out_and_come_in(algo: str) -> None:
 def test_published_weights_that_do_not_fit_are_refused(algo: str) -> None:
     agent = make(algo, [0])
     networks = {n: v for n, v in agent.published_state()[0].items() if isinstance(v, dict)}
-    name = "actor" if "actor" in networks else "bc_actor"
+    name = next((name for name in ("actor", "bc_actor") if name in networks), next(iter(networks)))
     weight = next(iter(networks[name]))
     short = {k: v for k, v in networks[name].items() if k != weight}
     with pytest.raises(ValueError, match="the weights lack"):

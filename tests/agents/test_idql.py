@@ -187,7 +187,7 @@ def test_the_update_equals_a_plain_one_with_dropout_and_decay(version: str) -> N
 
 def test_the_ancestral_chain_is_algorithm_2_with_the_action_cut() -> None:
     agent = make(seeds=(0, 1))
-    states, noise = torch.randn(2, 2, STATES), torch.randn(2, 5, 6, ACTIONS) * 1.5  # three actions a state
+    states, noise = torch.randn(2, 2, STATES), torch.randn(2, 5, 6, ACTIONS) * 1.5  # three actions per state
     actions = agent.actor.sample(states, noise)
     betas = beta_schedule("vp", 5).float()
     alpha_bar = torch.cumprod(1 - betas, dim=0)

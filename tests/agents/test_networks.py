@@ -86,7 +86,7 @@ def test_initial_weights_depend_on_the_own_seed_alone_and_keep_to_the_bound() ->
 def test_twin_critic_equals_the_written_out_network() -> None:
     critic = TwinCritic(Sizes(5, 2, seeds=2), [256] * 3)
     default_init(critic.parameters, [torch.Generator().manual_seed(s) for s in (0, 1)])
-    states, actions = torch.randn(2, 4, 5), torch.randn(2, 12, 2)  # three actions a state
+    states, actions = torch.randn(2, 4, 5), torch.randn(2, 12, 2)  # three actions per state
     values = critic(states, actions)
     choice = torch.tensor([1, 0])
     for seed in range(2):
@@ -133,6 +133,8 @@ def test_noise_network_equals_the_written_out_network() -> None:
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_hidden_dim_is_the_width_of_every_hidden_layer(algo: str) -> None:
     time = {"time_frequencies": 8} if algo == "idql" else {}  # the width of its time layers is its own, 256
+    if algo == "decision_diffuser":  # so is the width of its inverse dynamics
+        time = {"inverse_dim": 24, "diffusion_steps": 2, "horizon": 4}
     config = hyperparameters.get(algo, "hopper-medium-v2", hidden_dim=24, **time)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds=[0])
     matrices = [s for p in agent.networks.values() for s in p.shapes.values() if len(s) == 2]

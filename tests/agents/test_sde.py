@@ -149,7 +149,7 @@ def plain_noise(p: dict[str, torch.Tensor], x: torch.Tensor, states: torch.Tenso
 
 def test_the_network_equals_the_written_out_one() -> None:
     made = network()
-    states, times, actions = torch.randn(2, 4, 5), torch.rand(2, 4), torch.randn(2, 12, 3)  # three actions a state
+    states, times, actions = torch.randn(2, 4, 5), torch.rand(2, 4), torch.randn(2, 12, 3)  # three actions per state
     got = made.noise(actions, made.state_part(states) + made.time_part(times))
     for seed in range(2):
         p = made.parameters.member_state(seed)

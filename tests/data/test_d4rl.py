@@ -305,7 +305,7 @@ def test_not_hdf5_not_there_and_a_folder(tmp_path):
         d4rl.load(HOPPER, tmp_path / "page.hdf5")
     with pytest.raises(UserError, match="no dataset file"):
         d4rl.load(HOPPER, tmp_path / "absent.hdf5")
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match=f"no data for {HOPPER} in"):
         d4rl.load(HOPPER, tmp_path)
 
 

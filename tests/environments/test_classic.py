@@ -256,6 +256,45 @@ def test_temporary_files_are_closed_and_removed(stack, monkeypatch, tmp_path):
     assert envs.bases[0].path.startswith(str(tmp_path))
 
 
+class Viewer:
+    """mujoco-py's offscreen viewer, as far as a maze from above goes."""
+
+    def __init__(self):
+        self.cam = types.SimpleNamespace(lookat=np.zeros(3), distance=0.0, elevation=0.0, azimuth=0.0)
+        self._markers = []
+
+    def add_marker(self, **marker):
+        self._markers.append(marker)
+
+
+def test_a_frame_is_the_first_rows(stack, monkeypatch):
+    asked, viewer = [], Viewer()
+
+    def render(self, mode, width, height, camera_id=None):
+        asked.append((mode, camera_id))
+        return np.full((height, width, 3), 7, np.uint8)
+
+    monkeypatch.setattr(Base, "render", render, raising=False)
+    monkeypatch.setattr(Base, "dt", 0.125, raising=False)
+    monkeypatch.setattr(Base, "_get_viewer", lambda self, mode: viewer, raising=False)
+    stat = types.SimpleNamespace(center=np.array([4.0, 4.0, 0.0]), extent=20.0)
+    monkeypatch.setattr(Base, "model", types.SimpleNamespace(stat=stat), raising=False)
+    runner, maze = classic.make_lockstep("runner-v2", 1), classic.make_lockstep("maze-v2", 1)
+    for envs in (runner, maze, maze):
+        envs.reset(rngs(0))
+        frame = envs.frame()
+        assert envs.fps == 8 and frame.shape == (classic.FRAME, classic.FRAME, 3) and frame.dtype == np.uint8
+    assert asked == [("rgb_array", None), ("rgb_array", -1), ("rgb_array", -1)]
+    (goal,) = viewer._markers  # one, however many frames
+    np.testing.assert_array_equal(goal["pos"][:2], maze.goals[0])
+    assert viewer.cam.elevation == -70 and viewer.cam.lookat.tolist() == [4, 4, 0]
+
+
+def test_a_frame_that_cannot_be_drawn_is_one_line(stack):
+    with pytest.raises(UserError, match=r"mujoco-py cannot draw here.*libosmesa6-dev"):
+        classic.make_lockstep("runner-v2", 1).frame()
+
+
 def test_close_closes_every_environment(stack):
     envs = classic.make_lockstep("runner-v2", 2)
     made = list(envs._envs)

@@ -18,7 +18,7 @@ import run
 from agents import AGENTS
 from experiments import candidates, figure3_diffusion_steps, table1, table2_diffusion_steps
 from experiments.study import planned_run, study
-from experiments.study.data import find_file, prepare_data
+from experiments.study.data import prepare_data
 from experiments.study.planned_run import How, PlannedRun, continue_run, scaled, share_done
 from experiments.study.speed import Speeds
 from tests.report.test_report import make_run
@@ -101,14 +101,6 @@ def test_scaled_lengths():
             scaled("diffcps", "hopper-medium-v2", wrong)
 
 
-def test_files_are_found_under_three_names(tmp_path):
-    for name in ("hopper_medium-v2.hdf5", "hopper-medium.hdf5", "hopper-medium-v2.hdf5"):
-        (tmp_path / name).touch()
-        assert find_file(tmp_path, "hopper-medium-v2").name == name
-    with pytest.raises(UserError, match="no data for antmaze-umaze-v0"):
-        find_file(tmp_path, "antmaze-umaze-v0")
-
-
 def test_each_set_is_fetched_once_before_the_runs(monkeypatch):
     asked = []
 
@@ -142,8 +134,8 @@ def test_continuing_takes_each_seed_from_where_it_is(tmp_path, monkeypatch):
     for seed, step in ((0, 20), (1, 40), (2, None), (3, 20)):
         folder = make_run(base, [1.0], seed=seed, planned=6)
         if step is not None:
-            saved_at(folder / "checkpoint.pt", step)
-    make_run(base, [1.0, 2.0, 3.0], seed=4)
+            with_checkpoint(folder, step)
+    with_checkpoint(make_run(base, [1.0, 2.0, 3.0], seed=4), 60)
     monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
     wanted = PlannedRun("diffcps", "hopper-medium-v2", (0, 1, 2, 3, 4), {}, {
         "num_epochs": 6, "num_steps_per_epoch": 10, "eval_interval": 2, "eval_episodes": 2,
@@ -183,18 +175,37 @@ def test_ray_that_is_not_installed_is_said_before_any_set_is_made(tmp_path, monk
         study.Study(table1.EXPERIMENT, chosen).run()
 
 
+def with_checkpoint(folder: Path, step: int) -> Path:
+    saved_at(folder / "checkpoint.pt", step)
+    return folder
+
+
 def test_share_done(tmp_path):
     assert share_done(tmp_path / "nothing", 60) == 0
     assert share_done(make_run(tmp_path, [1.0, 2.0], seed=0, planned=6), 60) == pytest.approx(40 / 60)
-    assert share_done(make_run(tmp_path, [1.0, 2.0, 3.0], seed=1), 60) == 1
-    folder = make_run(tmp_path, [1.0, 2.0, 3.0], seed=2, planned=6)
+    assert share_done(with_checkpoint(make_run(tmp_path, [1.0, 2.0, 3.0], seed=1), 60), 60) == 1
+    folder = with_checkpoint(make_run(tmp_path, [1.0, 2.0, 3.0], seed=2, planned=6), 60)
     lines = (folder / "evaluations.csv").read_text().splitlines()
     (folder / "evaluations.csv").write_text("\n".join(lines[:-2]) + "\n")
     assert share_done(folder, 60) == 0.99  # trained to the end, but killed before the last evaluation
     with open(folder / "evaluations.csv", "a") as file:
         file.write("60,0,")  # half a row, as a reader may find it
     assert share_done(folder, 60) == 0
-    assert share_done(make_run(tmp_path, [1.0, 2.0, 3.0], seed=3), 120) == 0.5  # a shorter run, to be prolonged
+    shorter = with_checkpoint(make_run(tmp_path, [1.0, 2.0, 3.0], seed=3), 60)
+    assert share_done(shorter, 120) == 0.5  # to be prolonged
+
+
+def test_a_run_killed_between_its_last_evaluation_and_its_last_checkpoint_is_not_done(tmp_path, monkeypatch):
+    folder, calls = make_run(tmp_path, [1.0, 2.0, 3.0]), []
+    assert share_done(folder, 60) == 0.99
+    with_checkpoint(folder, 40)  # older weights than those that were evaluated
+    assert share_done(folder, 60) == 0.99 and planned_run.is_evaluated(folder, 60)
+    monkeypatch.setattr(run, "main", lambda argv: calls.append(argv) or 0)
+    length = ("--num_epochs", "6", "--num_steps_per_epoch", "10")
+    command = ["--env_name", "hopper-medium-v2", "--dir", str(tmp_path), *length]
+    assert continue_run(command) == 0 and calls == [[*command, "--resume"]]
+    with_checkpoint(folder, 60)
+    assert share_done(folder, 60) == 1 and continue_run(command) == 0 and len(calls) == 1
 
 
 # --- Speeds ---------------------------------------------------------------------------------------------
@@ -286,7 +297,7 @@ def test_candidates_are_compared_on_the_same_trained_policy(tmp_path, data, caps
             return list(csv.DictReader(file))
 
     assert rows(found[50]) == rows(tmp_path / "own" / tail)
-    assert all(len(rows(folder)) == 3 and planned_run.is_complete(folder, 10) for folder in found.values())
+    assert all(len(rows(folder)) == 3 and planned_run.is_evaluated(folder, 10) for folder in found.values())
     assert len({json.dumps(rows(folder)) for folder in found.values()}) == 4
     times = [folder.stat().st_mtime_ns for folder in found.values()]
     assert candidates.train_and_evaluate(command) == 0

@@ -117,7 +117,7 @@ def test_the_exact_network_of_two_data_points() -> None:
 
 
 def test_few_steps_alone_miss_the_circle() -> None:
-    """No training mends what five steps miss; twenty steps draw a ring that is narrower than the data's."""
+    """No training makes up for what five steps miss; twenty steps draw a ring that is narrower than the data's."""
     scorer = Scorer(CIRCLE)
     few, many = (scorer(chain_actions(CIRCLE, T, 1000, seed=0)) for T in (5, 20))
     assert few["reward"] < 60 and few["radius"] < 0.85
@@ -194,7 +194,7 @@ def test_from_stopped_runs_to_figures(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def check_files(out: Path, methods: int) -> None:
     scores = rows(out / "tables" / "toy.csv")
-    assert len(scores) == 2 * (1 + 4 + methods)  # the data's law, two exact samplers at two T
+    assert len(scores) == 2 * (1 + 4 + methods)  # the data's distribution, two exact samplers at two T
     assert {row["seed"] for row in scores} == {"0", "1"}
     assert all(row["jaccard"] == "0" and 0 <= float(row["precision"]) <= 1 for row in scores)
     points = rows(out / "figures" / "toy" / "circle-points.csv")

@@ -588,7 +588,7 @@ def test_long_names_stay_inside_the_figure_and_leave_the_panels_their_room(tmp_p
 def test_every_method_has_a_look_of_its_own():
     looks = [figures.style(algo) for algo in hyperparameters.CONFIGS]
     for part in ("color", "marker"):
-        assert len({look[part] for look in looks}) == len(looks) == 14
+        assert len({look[part] for look in looks}) == len(looks) == 16
     variants = [figures.style("diffcps", k) for k in range(10)]
     assert len({(str(look["linestyle"]), look["fillstyle"]) for look in variants}) == 10
     assert {(look["color"], look["marker"]) for look in variants} == {("#000000", "o")}

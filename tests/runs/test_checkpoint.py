@@ -111,7 +111,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "hacked").exists()
 
 
-# --- Two checkpoints a seed -------------------------------------------------------------------------------------------
+# --- Two checkpoints per seed -----------------------------------------------------------------------------------------
 
 
 class Counter:

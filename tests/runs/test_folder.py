@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import run
 from benchmarks.soak.soak import difference, tiny
 from tests.small import d4rl_file
 from utils.runs import checkpoint
+from utils.runs.folder import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ("metrics.csv", "evaluations.csv")
@@ -98,8 +101,7 @@ def test_a_run_has_a_checkpoint_before_its_first_evaluation(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("utils.training.evaluation.Evaluator.begin", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run.main(tiny("bc", "0,1", data, tmp_path))
+    assert run.main(tiny("bc", "0,1", data, tmp_path)) == 130
     monkeypatch.undo()
     assert checkpoint.saved_steps(seed_folder(tmp_path)) == {0}
     assert run.main(tiny("bc", "0,1", data, tmp_path, "--resume")) == 0
@@ -112,7 +114,7 @@ def test_overwriting_deletes_what_a_run_left_and_nothing_else(copied: Path, data
     for name, content in mine.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    ours = ["actor_99.pth", "checkpoint.pt.tmp", ".config.json.7.part", "events.out.tfevents.1.host"]
+    ours = ["actor_99.pth", "checkpoint.pt.tmp", ".config.json.7.part", "events.out.tfevents.1.host", "played.csv"]
     checkpoint.save(folder / "actor_99.pth", {"weight": torch.ones(1)})
     for name in ours[1:]:
         (folder / name).write_bytes(b"old")
@@ -248,3 +250,24 @@ def test_a_path_that_is_no_utf8_where_the_locale_is_ascii(tmp_path: Path, data: 
     names = {path.name for path in (base / "bc" / "hopper-medium-v2").rglob("*")}
     assert {"curve.png", "config.json", *LOGS, "checkpoint.pt"} <= names
     assert not any(name.endswith(".part") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC-Milan Processor\nmodel name\t: another\n", "AMD EPYC-Milan Processor"),
+        ("model name\t: \nflags\t: fpu\n", None),
+        (None, None),
+    ],
+)
+def test_a_processor_has_a_name(tmp_path: Path, text: str | None, name: str | None) -> None:
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    found = processor(tmp_path / "cpuinfo")
+    assert found == (name or platform.processor() or platform.machine())
+    assert found and found != "unknown"
+
+
+def test_the_device_is_named(trained: Path) -> None:
+    device = json.loads((seed_folder(trained) / "config.json").read_text())["device"]
+    assert device == f"cpu ({processor()})" and device != "cpu ()"

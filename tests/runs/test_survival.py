@@ -6,6 +6,7 @@ import csv
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -21,6 +22,7 @@ from benchmarks.soak import forked
 from benchmarks.soak.soak import Soak, difference, stopped_with_its_lock, tiny
 from tests.small import d4rl_file
 from utils.errors import UserError
+from utils.runs.checkpoint import load, save
 from utils.runs.locks import RunLock
 
 KILLS = 2  # of each algorithm and number of seeds; benchmarks.soak kills for as long as it is told to
@@ -53,6 +55,79 @@ def test_killed_at_random_moments_it_is_the_run_that_was_not(algo: str, seeds: s
         kills += code != 0
     assert forked.finish(tiny(algo, seeds, data, killed, "--resume"))[0] == 0
     assert difference(whole, killed) is None
+
+
+SLOW_EVALUATION = 0.05  # seconds at least, of an evaluation that lasts as long as the training between two
+
+
+def slow_evaluations() -> None:
+    from utils.training import evaluation
+
+    plain = evaluation.evaluate
+
+    def evaluate(*arguments: Any) -> evaluation.Episodes:
+        time.sleep(SLOW_EVALUATION)
+        return plain(*arguments)
+
+    evaluation.evaluate = evaluate
+
+
+BESIDE = ("--eval_async", "--num_epochs", "60", "--num_steps_per_epoch", "2", "--eval_interval", "3")
+
+
+@pytest.mark.parametrize("interval", ["0", "10"])  # minutes: after every epoch, or after evaluations alone
+@pytest.mark.parametrize("seeds", ["0", "0-2"])
+def test_killed_while_evaluations_never_end_before_the_next_begins(
+    interval: str, seeds: str, tmp_path: Path, data: str
+) -> None:
+    """There is a checkpoint all the same, and the evaluation that was under way is made again."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = lambda folder: tiny("bc", seeds, data, folder, *BESIDE, "--checkpoint_interval", interval, "--resume")  # noqa: E731
+    assert run.main(command(whole)) == 0
+    under_way = []
+    for evaluations in (4, 10, 15):
+        process = forked.start(command(killed), slow_evaluations)
+        folder = killed / "bc" / "hopper-medium-v2"
+        while not evaluated(folder / "seed_0") >= evaluations and process.is_alive():
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        state = load(folder / "seed_0" / "checkpoint.pt")  # raises where there is none
+        assert state["agent"]["step"] > 2 * 3 * (evaluations - 3)
+        under_way.append(bool(state["evaluation"]))
+    assert any(under_way)
+    assert run.main(command(killed)) == 0
+    assert difference(whole, killed) is None
+
+
+def evaluated(folder: Path) -> int:
+    path = folder / "evaluations.csv"
+    return len({row["step"] for row in rows(path)}) if path.exists() else 0
+
+
+def test_seeds_of_which_one_has_an_evaluation_under_way_go_on_together(tmp_path: Path, data: str) -> None:
+    """At one step, as a kill between two seeds' files, or two processes, can leave them."""
+    whole, apart, under_way = tmp_path / "whole", tmp_path / "apart", tmp_path / "under_way"
+    three = ("--num_epochs", "3", "--eval_interval", "2", "--eval_async")
+    assert run.main(tiny("bc", "0,1", data, whole, *three)) == 0
+    assert run.main(tiny("bc", "0,1", data, apart, *three, "--num_epochs", "2")) == 0
+    shutil.copytree(apart, under_way)
+    folder = apart / "bc" / "hopper-medium-v2" / "seed_1"
+    state = load(folder / "checkpoint.pt")
+    weights = state["agent"]["networks"]
+    state["evaluation"] = {
+        "step": state["agent"]["step"],
+        "played": torch.ones(1, dtype=torch.bool),
+        "networks": weights,
+    }
+    header = (folder / "evaluations.csv").read_bytes().splitlines(keepends=True)[0]
+    state["logs"]["evaluations.csv"] = len(header)
+    save(folder / "checkpoint.pt", state)
+    for more in (["--eval_async"], []):
+        shutil.rmtree(under_way)
+        shutil.copytree(apart, under_way)
+        assert run.main(tiny("bc", "0,1", data, under_way, *three[:4], *more, "--resume")) == 0
+        assert difference(whole, under_way) is None
 
 
 def test_a_difference_is_seen(tmp_path: Path, data: str) -> None:

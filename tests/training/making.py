@@ -27,10 +27,12 @@ def make_runner(
     early = {"ema_start": 20, "warmup_steps": 20, "hidden_dim": 64, "vae_hidden_dim": 32}  # where an agent has them
     if "plan_actions" in fields or "support_actions" in fields:  # a behaviour model is sampled for the whole table
         early |= {"hidden_dim": 32, "diffusion_steps": 3, "support_actions": 2}
+    if "horizon" in fields:
+        early |= {"horizon": 4, "hidden_dim": 32, "dim_mults": "1,4", "diffusion_steps": 3, "action_candidates": 4}
     settings = {name: value for name, value in early.items() if name in fields} | settings
     config = hyperparameters.get(algo, "hopper-medium-v2", **settings)
     agent = AGENTS[algo](11, 3, 1.0, config, seeds, device, precision)
-    table = small.dataset().to(device)
+    table = small.dataset().batches_to(device, agent.windows)
     return Runner(agent, table, 32, torch_generators(seeds, "training", device), mode)
 
 

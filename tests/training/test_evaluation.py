@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from agents.parts.parameters import Parameters
+from utils.errors import UserError
+from utils.runs.checkpoint import split
 from utils.training.evaluation import Evaluator, environment_rngs, evaluate
 
 
@@ -86,7 +88,7 @@ class Learner:
     """The least that an evaluator needs of an agent: one weight, which is its action."""
 
     def __init__(self, weight: float) -> None:
-        self.device, self.seeds, self.step = torch.device("cpu"), [0], 7
+        self.device, self.seeds, self.num_seeds, self.step = torch.device("cpu"), [0], 1, 7
         self.networks = {"policy": Parameters({"a": ()}, 1, "cpu", trainable=False)}
         self.networks["policy"].flat.fill_(weight)
 
@@ -106,6 +108,49 @@ def test_a_snapshot_keeps_the_weights_of_the_moment() -> None:
     expected = evaluate(Learner(0.5).act, Countdown(3), [0], environment_rngs([0], 7, False), [], "cpu")
     assert step == 7 and np.array_equal(episodes.returns, expected.returns)
     assert evaluator.collect(wait=True) is None and not evaluator.under_way
+    evaluator.close()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_was_under_way_is_made_again(beside: bool) -> None:
+    """From its own weights, not from those that the agent has by then; with and without a snapshot."""
+    learner, snapshot = Learner(0.5), Learner(0.0)
+    evaluator = Evaluator(learner, snapshot, snapshot.act, Countdown(3), fresh=False)
+    assert evaluator.state_dict() == {}
+    evaluator.begin()
+    learner.networks["policy"].flat.fill_(-9.0)
+    learner.step = 11
+    (saved,) = split(evaluator.state_dict(), 1)
+    expected_step, expected = evaluator.collect(wait=True)
+    evaluator.close()
+    later, snapshot = Learner(-9.0), Learner(0.0) if beside else None
+    later.step = 11
+    again = Evaluator(later, snapshot, (snapshot or later).act, Countdown(3), fresh=False)
+    again.resume([saved])
+    step, episodes = again.collect(wait=True)
+    assert step == expected_step == 7 and np.array_equal(episodes.returns, expected.returns)
+    assert later.networks["policy"].flat.item() == -9.0
+    again.resume([{}])
+    assert not again.under_way
+    again.close()
+
+
+@pytest.mark.parametrize("wrong", ["gone", None, 3, "text", [1], torch.zeros(2, 3), {"policy": torch.zeros(5)}])
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("key", ["step", "played", "networks", None])
+def test_a_saved_evaluation_of_any_other_form_is_one_line(key: str | None, wrong: object) -> None:
+    learner = Learner(0.5)
+    evaluator = Evaluator(learner, None, learner.act, Countdown(3), fresh=False)
+    evaluator.begin()
+    (saved,) = split(evaluator.state_dict(), 1)
+    evaluator.collect(wait=True)
+    changed = {**saved, key: wrong} if key else wrong
+    if wrong == "gone" and key:
+        changed = {name: value for name, value in saved.items() if name != key}
+    try:
+        evaluator.resume([changed])
+    except UserError as error:
+        assert "does not fit this run" in str(error) and "\n" not in str(error)
     evaluator.close()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from utils import describe, tasks
+from utils.data.doubts import guess_env_name
 from utils.data.rows import Rows, read_rows
 
 HOPPER = "hopper-medium-v2"
@@ -166,7 +167,7 @@ def test_constant_rewards():
     ],
 )
 def test_task_by_file_name(name, expected):
-    assert describe.guess_env_name(Path("somewhere") / name) == expected
+    assert guess_env_name(Path("somewhere") / name) == expected
 
 
 def test_the_screen_of_a_file(tmp_path, capsys):

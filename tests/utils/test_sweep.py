@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def count(command: Sequence[str]) -> int:
-    """FOLDER N SECONDS: append 1 .. N to FOLDER/numbers, going on from what stands there. `FOLDER mend` returns 2,
+    """FOLDER N SECONDS: append 1 .. N to FOLDER/numbers, going on from what stands there. `FOLDER fix` returns 2,
     `FOLDER crash` raises, `FOLDER die` kills its own process the first time."""
     folder, what = Path(command[0]), command[1]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "starts", "a") as file:
         file.write(f"{os.getpid()}\n")
-    if what == "mend":
+    if what == "fix":
         return 2
     if what == "crash":
         raise RuntimeError("as planned")
@@ -77,14 +77,14 @@ def test_one_after_the_other_retries_the_dead_and_skips_the_complete(tmp_path):
     (tmp_path / "complete").mkdir()
     (tmp_path / "complete" / "numbers").write_text("1\n2\n")
     jobs = [job(tmp_path, "complete", "2"), job(tmp_path, "plain", "3"), job(tmp_path, "dies", "die"),
-            job(tmp_path, "mend", "mend"), job(tmp_path, "crash", "crash")]  # fmt: skip
+            job(tmp_path, "fix", "fix"), job(tmp_path, "crash", "crash")]  # fmt: skip
     outcomes = run_jobs(jobs, count, progress, retries=1)
     states = {name: (o.state, o.attempts, o.code) for name, o in outcomes.items()}
     assert states == {
         "complete": ("done", 0, None),
         "plain": ("done", 1, 0),
         "dies": ("done", 2, 0),
-        "mend": ("failed", 1, 2),  # trying again would not help
+        "fix": ("failed", 1, 2),  # trying again would not help
         "crash": ("failed", 2, 1),
     }
     assert not (tmp_path / "complete" / "starts").exists()

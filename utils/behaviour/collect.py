@@ -19,12 +19,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import utils.interrupts  # noqa: F401  first, for what follows takes seconds to import
+
+# isort: split
 import h5py
 import numpy as np
 from tqdm import tqdm
@@ -256,18 +259,10 @@ def collect_file(
     UserError for an unknown environment, a policy file that is unsound or of other sizes, an amount below 1, a negative
     noise or seed, or an output that exists.
     """
-    env_name = f"{env}-medium-v2" if env in _BODIES else tasks.task(env).env_name
-    amount = transitions if episodes is None else episodes
-    if amount is None or amount < 1:
-        raise UserError(f"the amount is {amount}; give --transitions or --episodes of at least 1")
+    task = _check(env, transitions if episodes is None else episodes, seed, out)
     if noise is not None and not 0 <= noise < float("inf"):
         raise UserError(f"--noise is {noise}; it must be a number of at least 0")
-    if seed < 0:
-        raise UserError(f"--seed is {seed}; it must be at least 0")
-    if Path(out).exists():
-        raise UserError(f"{out} exists; name another --out or delete it")
     policy: Any = load_policy(policy_path)
-    task = tasks.task(env_name)
     if policy.sizes != (task.state_dim, task.action_dim):
         raise UserError(
             f"{policy_path} is a policy of {policy.sizes[0]} state and {policy.sizes[1]} action dimensions; "
@@ -275,6 +270,40 @@ def collect_file(
         )
     if noise is not None:
         policy = NoisyPolicy(policy, noise)
+    about = {"policy_sha256": hashlib.sha256(Path(policy_path).expanduser().read_bytes()).hexdigest()}
+    return collect_with(env, policy, Path(policy_path).stem, out, transitions, episodes, seed, progress, about)
+
+
+def _check(env: str, amount: int | None, seed: int, out: str | os.PathLike[str]) -> tasks.Task:
+    """The task of an environment; UserError where it, the amount, the seed or the output cannot be used."""
+    task = tasks.task(f"{env}-medium-v2" if env in _BODIES else env)
+    if amount is None or amount < 1:
+        raise UserError(f"the amount is {amount}; give --transitions or --episodes of at least 1")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; it must be at least 0")
+    if Path(out).exists():
+        raise UserError(f"{out} exists; name another file or delete it")
+    return task
+
+
+def collect_with(
+    env: str,
+    policy: Policy,
+    name: str,
+    out: str | os.PathLike[str],
+    transitions: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect with a policy of the task's sizes; returns the attributes written, with those in `about`.
+
+    UserError for an unknown environment, an amount below 1, a negative seed, or an output that exists.
+    """
+    amount = transitions if episodes is None else episodes
+    env_name = _check(env, amount, seed, out).env_name
+    assert amount is not None  # checked
     streams = streams_for(amount) if episodes is None else min(episodes, MAX_STREAMS)
     envs = make_lockstep(env_name, streams)
     with tqdm(total=transitions, desc=f"collect {env}", unit=" rows", disable=not progress) as bar:
@@ -286,9 +315,9 @@ def collect_file(
         "env_name": env,
         "rows": len(part),
         "seed": seed,
-        "policy_sha256": hashlib.sha256(Path(policy_path).expanduser().read_bytes()).hexdigest(),
-        "behaviours": [describe(env_name, Path(policy_path).stem, policy, part)],
+        "behaviours": [describe(env_name, name, policy, part)],
         "versions": versions(),
+        **(about or {}),
     }
     write_hdf5(out, [part], attributes)
     if progress:

@@ -278,7 +278,7 @@ class _SAC:
 def soft_actor_critic(
     env_name: str, seed: int, settings: SACSettings, checkpoint: Path | None = None
 ) -> Iterator[Snapshot]:
-    """Yield a snapshot every `snapshot_interval` environment steps; one update a step.
+    """Yield a snapshot every `snapshot_interval` environment steps; one update per step.
 
     With `checkpoint` the whole state is kept there and an interrupted search goes on from it (a new episode
     begins at that point).

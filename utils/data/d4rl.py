@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
+from functools import partial
 from pathlib import Path
 
 from utils.data.dataset import Dataset
+from utils.data.doubts import doubts
 from utils.data.download import download, write_text
 from utils.data.rows import (
+    Rows,
     check_values,
     episode_ends,
     episode_returns,
@@ -29,6 +33,18 @@ def cache_folder() -> Path:
 def cached_file(env_name: str) -> Path:
     """Where the file of `env_name` lies or would lie."""
     return cache_folder() / task(env_name).file_name
+
+
+def find_file(folder: Path, env_name: str) -> Path:
+    """A task's file in a folder: as the task is called, with or without its version, or as D4RL calls it.
+
+    Raises UserError where there is none.
+    """
+    names = [f"{env_name}.hdf5", f"{env_name.rpartition('-v')[0]}.hdf5", task(env_name).file_name]
+    for name in names:
+        if (folder / name).is_file():
+            return (folder / name).resolve()
+    raise UserError(f"no data for {env_name} in {folder}: no {' or '.join(names)}")
 
 
 def file_sha256(path: Path) -> str:
@@ -106,12 +122,15 @@ def _download(wanted: Task, target: Path) -> None:
 def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool = True) -> Dataset:
     """The transitions that d4rl's `qlearning_dataset` makes of a D4RL-format file, before reward tuning.
 
-    Without `path` the file is d4rl's own: from its cache, else downloaded to it. `verify` compares it with
+    Without `path` the file is d4rl's own: from its cache, else downloaded to it; in a folder it is the task's
+    (`find_file`). What speaks against its being the task's data (`doubts`) is warned of. `verify` compares it with
     the SHA-256 kept beside it, where there is one. Another set is never taken instead.
     Raises UserError for an unknown id, and for a file that is not sound, or missing and not to be downloaded.
     """
     wanted = task(env_name)
     file = cached_file(env_name) if path is None else Path(os.path.expanduser(path))
+    if path is not None and os.path.isdir(file):
+        file = find_file(file, env_name)
     if not os.path.exists(file):  # also where its name is none that the system takes
         if path is not None:
             raise UserError(f"no dataset file {file}; give the path of a D4RL-format HDF5 file")
@@ -123,6 +142,8 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
         size = os.fstat(opened.fileno()).st_size
         rows = read_rows(file, wanted.state_dim, wanted.action_dim, opened)
     check_values(rows, file)
+    for doubt in doubts(rows, wanted, file):
+        warnings.warn(f"{file}: {doubt}", stacklevel=2)
     returns = episode_returns(rows, episode_ends(rows, wanted.max_episode_steps))
     info = {
         "path": str(file.resolve()),
@@ -133,4 +154,18 @@ def load(env_name: str, path: str | os.PathLike[str] | None = None, verify: bool
         "behaviour_score": float(normalized_score(env_name, returns.mean())),
     }
     arrays = qlearning_transitions(rows, wanted.max_episode_steps, name=file)
-    return Dataset(**arrays, env_name=env_name, source="d4rl" if path is None else str(path), info=info)
+    return Dataset(
+        **arrays,
+        env_name=env_name,
+        source="d4rl" if path is None else str(file),
+        info=info,
+        raw=partial(_rows_again, file, wanted, digest),
+    )
+
+
+def _rows_again(file: Path, wanted: Task, digest: str) -> Rows:
+    """The recorded rows, read once more. Raises UserError where the file is not the one that was read before."""
+    with open_unchanged(file) as opened:
+        if sha256_of(opened) != digest:
+            raise UserError(f"{file} was replaced while it was in use; run again")
+        return read_rows(file, wanted.state_dim, wanted.action_dim, opened)

@@ -7,13 +7,15 @@ tell where the transitions came from. `python -m utils.describe FILE_OR_ID` desc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils.data.rows import Rows
+from utils.data.windows import Wanted, WindowTable, complete_episodes
 from utils.errors import UserError
 
 Array = np.ndarray
@@ -30,6 +32,8 @@ class Dataset:
 
     env_name: the D4RL or gymnasium id. source: "d4rl", "local", "minari:ID" or a path.
     info: plain values for `config.json` (path, bytes, SHA-256 of the file, its rows ...).
+    raw: reads the recorded rows that the transitions were made of, for windows of whole episodes; None where there are
+    none.
 
     Raises ValueError for arrays that do not fit together: a mistake in the code that made them.
     """
@@ -42,6 +46,7 @@ class Dataset:
     env_name: str
     source: str
     info: Mapping[str, Any] = field(default_factory=dict)
+    raw: Callable[[], Rows] | None = None
 
     def __post_init__(self) -> None:
         size = len(self.states)
@@ -102,6 +107,22 @@ class Dataset:
     def to(self, device: torch.device | str) -> Table:
         """Copy to `device`, once; batches are then drawn there."""
         return Table(self, device)
+
+    def windows_to(self, device: torch.device | str, wanted: Wanted) -> WindowTable:
+        """The windows that an agent wants, on `device`, of the recorded rows with the rewards as they are.
+
+        Raises UserError, one line, for a set of single transitions, tuned rewards, or as `complete_episodes`.
+        """
+        if self.raw is None:
+            raise UserError(f"{self.env_name} ({self.source}) has single transitions only; plans need whole episodes")
+        if self.info.get("reward_tune", "no") != "no":
+            raise UserError("plans are made of the data's own rewards: leave reward_tune at no")
+        name = self.info.get("path", self.source)
+        return WindowTable(complete_episodes(self.raw(), wanted.max_path_length, name), wanted, device)
+
+    def batches_to(self, device: torch.device | str, wanted: Wanted | None) -> Table | WindowTable:
+        """What an agent draws batches from: windows where it wants such, else transitions."""
+        return self.to(device) if wanted is None else self.windows_to(device, wanted)
 
 
 # --------------------------------------------------------------------------------------------------

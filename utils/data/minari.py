@@ -234,9 +234,12 @@ def normalized_score(source: str, returns: Array) -> Array:
     return 100.0 * (returns - low) / (high - low)
 
 
-def make_lockstep(source: str, num_envs: int) -> MinariEnvs:
-    """`num_envs` environments of a set, stepped together; UserError where they cannot be made."""
-    return MinariEnvs(environment_spec(source), num_envs)
+def make_lockstep(source: str, num_envs: int, **kwargs: Any) -> MinariEnvs:
+    """`num_envs` environments of a set, stepped together; UserError where they cannot be made.
+
+    `kwargs` go on to each environment: `frame` needs `render_mode="rgb_array"`.
+    """
+    return MinariEnvs(environment_spec(source), num_envs, **kwargs)
 
 
 class MinariEnvs:
@@ -248,12 +251,16 @@ class MinariEnvs:
 
     max_action = 1.0
 
-    def __init__(self, spec: EnvironmentSpec, num_envs: int) -> None:
+    def __init__(self, spec: EnvironmentSpec, num_envs: int, **kwargs: Any) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; at least one environment is needed")
         self.env_name, self.num_envs = spec.spec.id, num_envs
         self.max_episode_steps = spec.max_episode_steps
-        self._envs = [gymnasium.make(spec.spec, max_episode_steps=spec.max_episode_steps) for _ in range(num_envs)]
+        kwargs["max_episode_steps"] = spec.max_episode_steps
+        try:
+            self._envs = [gymnasium.make(spec.spec, **kwargs) for _ in range(num_envs)]
+        except (gymnasium.error.Error, TypeError) as error:  # what an environment does not take
+            raise UserError(f"the environment of {spec.source} cannot be made: {_one_line(error)}") from error
         self.state_dim = _width(spec.source, self._envs[0].observation_space)
         self._low, self._high = _action_box(spec.source, self._envs[0].action_space)
         self._type = self._envs[0].action_space.dtype
@@ -286,6 +293,21 @@ class MinariEnvs:
             )
             self._states[row] = flatten(state)
         return self._states.copy(), rewards, terminated, truncated
+
+    @property
+    def fps(self) -> float:
+        """Frames that the environment means for a second of its time; 30 where it does not say."""
+        return float(self._envs[0].metadata.get("render_fps", 30))
+
+    def frame(self) -> Array:
+        """Row 0 as it is now, uint8 [height, width, 3]. Raises UserError where the environment draws none."""
+        try:
+            frame = self._envs[0].render()
+        except Exception as error:  # whatever a third party's environment, or OpenGL, may raise
+            raise UserError(f"{self.env_name} cannot be drawn here: {_one_line(error)}") from error
+        if not isinstance(frame, np.ndarray):
+            raise UserError(f"{self.env_name} draws no frames")
+        return frame
 
     def close(self) -> None:
         """Free the environments; they cannot be used afterwards."""

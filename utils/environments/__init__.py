@@ -56,12 +56,13 @@ def make(env_name: str, **kwargs: Any) -> gymnasium.Env:
         return gymnasium.make(environment_id(env_name), **kwargs)
 
 
-def make_lockstep(env_name: str, num_envs: int) -> LockstepEnvs:
+def make_lockstep(env_name: str, num_envs: int, **kwargs: Any) -> LockstepEnvs:
     """`num_envs` environments of a D4RL task that step together; see `LockstepEnvs`.
 
-    UserError for an unknown task or less than one environment.
+    `kwargs` go on to the environment: `frame` needs `render_mode="rgb_array"`. UserError for an unknown task or less
+    than one environment.
     """
-    return LockstepEnvs(make(env_name), num_envs)
+    return LockstepEnvs(make(env_name, **kwargs), num_envs)
 
 
 def _register() -> None:

@@ -177,6 +177,21 @@ class LockstepEnvs:
         self._states[rows[~bad]] = states[~bad]
         return self._states.copy(), rewards, terminated, truncated
 
+    @property
+    def fps(self) -> float:
+        """Control steps in a simulated second."""
+        return 1 / float(self._task.dt)
+
+    def frame(self) -> np.ndarray:
+        """Row 0 as it is now, uint8 [height, width, 3]; the prototype must have a `render_mode`.
+
+        UserError where OpenGL cannot draw offscreen here.
+        """
+        self._task.data = self._task.mujoco_renderer.data = self._datas[0]
+        if self._goals is not None:
+            self._task.target_goal = self._goals[0]
+        return np.asarray(self._task.render())
+
     def close(self) -> None:
         """End the threads and the prototype."""
         self._team.close()

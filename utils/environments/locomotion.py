@@ -53,7 +53,7 @@ def _between(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 class D4RLHopper(_Runner, HopperEnv):
-    """D4RL's Hopper-v2: state 11, action 3, 8 ms a step."""
+    """D4RL's Hopper-v2: state 11, action 3, 8 ms per step."""
 
     metadata = HopperEnv.metadata | D4RLPhysics.metadata
 
@@ -63,13 +63,13 @@ class D4RLHopper(_Runner, HopperEnv):
 
 
 class D4RLWalker2d(_Runner, Walker2dEnv):
-    """D4RL's Walker2d-v2: state 17, action 6, 8 ms a step."""
+    """D4RL's Walker2d-v2: state 17, action 6, 8 ms per step."""
 
     metadata = Walker2dEnv.metadata | D4RLPhysics.metadata
 
 
 class D4RLHalfCheetah(_Runner, HalfCheetahEnv):
-    """D4RL's HalfCheetah-v2: state 17, action 6, 50 ms a step; it never terminates."""
+    """D4RL's HalfCheetah-v2: state 17, action 6, 50 ms per step; it never terminates."""
 
     metadata = HalfCheetahEnv.metadata | D4RLPhysics.metadata
 

@@ -187,7 +187,7 @@ class D4RLPhysics(MujocoEnv):
         """
         if self.render_mode is None:
             return super().render()
-        _find_opengl()
+        find_opengl()
         try:
             return super().render()
         except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:
@@ -195,7 +195,7 @@ class D4RLPhysics(MujocoEnv):
             raise UserError(f"nothing can be rendered with {name} OpenGL: set MUJOCO_GL to egl or osmesa") from error
 
 
-def _find_opengl() -> None:
+def find_opengl() -> None:
     """Choose an offscreen OpenGL where nobody did and no display is there: EGL, else OSMesa.
 
     gymnasium would take GLFW, which fails without a display. Each is tried in a process of its own, because a

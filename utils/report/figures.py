@@ -31,6 +31,7 @@ METHODS = {
     "diffusion_bc": ("#009E73", "D"), "iql": ("#CC79A7", "v"), "idql": ("#E69F00", "P"), "qgpo": ("#56B4E9", "X"),
     "sfbc": ("#6A3D9A", "<"), "cql": ("#8C510A", ">"), "td3_bc": ("#7F7F7F", "p"), "awr": ("#B8A200", "h"),
     "bc": ("#8FD14F", "d"), "bcq": ("#C51B4A", "*"), "bear": ("#00504A", "8"),
+    "diffuser": ("#3D3DF5", (4, 1, 0)), "decision_diffuser": ("#F0A58C", (6, 1, 0)),  # stars of four and six points
 }  # fmt: skip
 OTHER = ("#A0A0C0", "H")  # an algorithm that is not of this project
 _LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))

@@ -1,6 +1,6 @@
 """Interquartile mean, stratified bootstrap and performance profiles (Agarwal et al. 2021, arXiv 2108.13264).
 
-As that paper's library (rliable) defines them: scores are a list of arrays, an array of runs a task. The IQM is the
+As that paper's library (rliable) defines them: scores are a list of arrays, an array of runs per task. The IQM is the
 mean of the middle half of all runs of all tasks together (scipy's `trim_mean` with a quarter cut from each end, the
 cut rounded down); a bootstrap draw resamples the runs of each task by themselves; the interval is the percentile one.
 """
@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import trim_mean
-
-__all__ = ["bootstrap_interval", "interquartile_mean", "performance_profile", "resample"]
 
 RESAMPLES = 5000
 LEVEL = 0.95

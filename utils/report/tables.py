@@ -18,7 +18,8 @@ from utils.report.runs import Cell
 from utils.report.statistics import bootstrap_interval, interquartile_mean
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
-COLUMNS = {"idql": "IDQL-A"}  # algorithms that Table 1 prints under another name than theirs in capitals
+# Algorithms that Table 1 prints under another name than theirs in capitals.
+COLUMNS = {"idql": "IDQL-A", "decision_diffuser": "DD"}
 CORL = {"bc": "BC", "td3_bc": "TD3+BC", "cql": "CQL", "iql": "IQL"}  # what CORL measured of ours, by its names
 _V0 = tuple(name for name in hyperparameters.PAPER_TASKS if name.startswith("antmaze"))
 AVERAGES: dict[str, tuple[str, ...]] = {

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from utils.errors import UserError
 from utils.runs import checkpoint
-from utils.runs.columns import EVALUATION_COLUMNS, EVALUATIONS_FILE, METRICS_BEGIN, METRICS_END, METRICS_FILE
+from utils.runs.columns import (
+    EVALUATION_COLUMNS,
+    EVALUATIONS_FILE,
+    METRICS_BEGIN,
+    METRICS_END,
+    METRICS_FILE,
+    PLAYED_FILE,
+)
 from utils.runs.log import write_json
 from utils.runs.reading import read_config, read_evaluations, read_header, read_metrics
+
+T = TypeVar("T")
 
 PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "tensorboard")
 # Any of these says that a folder holds a run.
 LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE, "config.json")
-# What else a run leaves there, and experiments beside it.
-BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", ".*.part")
+# What else a run leaves there, and experiments and play.py beside it.
+BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_FILE, ".*.part")
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
 # What runs had that were made before they said so.
@@ -38,11 +49,21 @@ def describe_run(
         "origins": {name: origin for name, (_, origin) in settings.items()},
         "run": dict(run),
         "dataset": dict(dataset),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.processor()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({processor()})",
         "python": platform.python_version(),
         "versions": _versions(),
         "git_commit": _git_commit(),
     }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """This machine's processor by name; its architecture where the system does not say (`x86_64`)."""
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:  # no Linux
+        text = ""
+    model = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)  # a virtual machine may leave it empty
+    return model.group(1).strip() if model else platform.processor() or platform.machine() or "unknown"
 
 
 def _versions() -> dict[str, str]:
@@ -68,6 +89,18 @@ def _git_commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def recorded(folders: Sequence[Path], name: str, kind: type[T]) -> T | None:
+    """What `config.json` in these folders says under `name`; None where none says so, or none can be read.
+
+    A resumed run keeps its execution and its threads: others give the same numbers only within rounding.
+    """
+    for folder in folders:
+        with contextlib.suppress(UserError):  # `prepare_folders` says what is wrong with it
+            if isinstance(value := read_config(folder).get(name), kind):
+                return value
+    return None
 
 
 def prepare_folders(
@@ -110,18 +143,6 @@ def prepare_folders(
     return states
 
 
-def recorded_threads(folders: Sequence[Path]) -> int | None:
-    """How many threads the runs in these folders took; None where no `config.json` there says so."""
-    for folder in folders:
-        try:
-            threads = read_config(folder).get("threads")
-        except UserError:
-            continue  # `prepare_folders` says what is wrong with it, if it is needed
-        if isinstance(threads, int) and threads > 0:
-            return threads
-    return None
-
-
 def note_execution(folders: Sequence[Path], execution: str) -> None:
     """Have each `config.json` name another execution. Raises UserError where one cannot be read or written."""
     for folder in folders:
@@ -154,12 +175,15 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     decays = config["settings"]["lr_decay"] or config["settings"]["lr_decay_full"]
     changeable = () if decays else CHANGEABLE
     pairs = [(settings, "settings", name) for name in config["settings"]]
-    pairs += [(dataset, "dataset", "sha256"), (run, "run", "eval_seeds"), (run, "run", "precision")]
+    pairs += [(dataset, "dataset", "sha256")]
+    pairs += [(run, "run", name) for name in ("eval_seeds", "backend", "precision")]
     differences = [
         f"{name} was {there.get(name, ALWAYS_WAS.get(name))!r}, now {config[part].get(name)!r}"
         for there, part, name in pairs
         if name not in changeable and there.get(name, ALWAYS_WAS.get(name)) != config[part].get(name)
     ]
+    if old.get("execution") != config.get("execution"):
+        differences.append(f"execution was {old.get('execution')!r}, now {config.get('execution')!r}")
     if differences:
         raise UserError(f"{folder} cannot be resumed with other settings: {'; '.join(differences)}")
 

@@ -79,3 +79,10 @@ def save_curve(folders: Sequence[Path], title: str, behaviour_score: float | Non
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; the run is complete all the same") from error
     return path
+
+
+def show_scores(folders: Sequence[Path], title: str, behaviour_score: float | None = None) -> None:
+    """Print the table of scores, draw the learning curve, and say where the results are."""
+    print(summary_table(folders, behaviour_score))
+    curve = save_curve(folders, title, behaviour_score)
+    print(f"results in {folders[0].parent}" + (f", learning curve in {curve}" if curve else ""))

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.files import first_line
 from utils.training.interfaces import Generators, Learner, Policy
 
 MODES = ("auto", "eager", "compile", "graph")
 
-# On a CPU compiling costs about 70 s and saves about 3 ms a step (two-core AMD EPYC, benchmarks.training).
+# On a CPU compiling costs about 70 s and saves about 3 ms per step (two-core AMD EPYC, benchmarks.training).
 COMPILE_PAYS_FROM = 25_000
 
 _WARM_UP = 3  # periods run before a capture, as CUDA graphs ask for
@@ -32,14 +33,18 @@ _ACTIONS_WITHIN: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3, "equal_nan": True
 _CAPTURING = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
-def choose_mode(mode: str, device: torch.device, steps: int) -> tuple[str, str]:
-    """The mode to use and, in a few words, why. Raises ValueError for an unknown one or `graph` without CUDA."""
+def choose_mode(mode: str, device: torch.device, steps: int, kept: str | None = None) -> tuple[str, str]:
+    """The mode to use and, in a few words, why; `kept`, that of a run which goes on, stays.
+
+    Raises UserError for an unknown one or `graph` without CUDA.
+    """
     if mode not in MODES:
-        raise ValueError(f"unknown execution {mode!r}; known: {', '.join(MODES)}")
+        raise UserError(f"unknown execution {mode!r}; known: {', '.join(MODES)}")
+    mode = kept or mode
     if mode == "graph" and device.type != "cuda":
-        raise ValueError(f"execution 'graph' needs a CUDA device, this run uses {device}; use compile, eager or auto")
+        raise UserError(f"execution 'graph' needs a CUDA device, this run uses {device}; use compile, eager or auto")
     if mode != "auto":
-        return mode, "as asked"
+        return mode, "as it began" if kept else "as asked"
     if device.type == "cuda":
         return "graph", "a CUDA device"
     if steps >= COMPILE_PAYS_FROM:
@@ -201,7 +206,7 @@ def acting(agent: Learner, mode: str) -> Policy:
     """`agent.act`, run in `mode`. Compiled or captured, the policy gives the same actions within rounding."""
     if agent.device.type == "cuda" and mode == "graph":
         return CapturedActions(agent)
-    if mode == "compile":
+    if mode == "compile" and agent.ACTS_COMPILED:
 
         def trial() -> None:
             # Two counts of rows: the compiled policy must take any, since ended episodes drop out.

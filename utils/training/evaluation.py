@@ -5,14 +5,17 @@ Returns stay as they are, a row per episode; every mean and normalised score is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from utils.errors import UserError
+from utils.files import first_line
 from utils.seeding import torch_generators
 from utils.training.interfaces import Environments, Generators, Learner, Policy
 
@@ -32,7 +35,7 @@ def environment_rngs(seeds: Sequence[int], evaluation: int, fresh: bool) -> list
     """The generator of each seed's episodes at evaluation number `evaluation` (0, 1, ...).
 
     Published scheme: the same environment seed, seed + 100, at every evaluation, so the test episodes are those on
-    which the best checkpoint is chosen (DEVIATIONS 8). `fresh`: other start states every time, from (seed, number).
+    which the best checkpoint is chosen (D8). `fresh`: other start states every time, from (seed, number).
     """
     if fresh:
         return [np.random.default_rng([seed + EVAL_SEED_OFFSET, evaluation]) for seed in seeds]
@@ -72,7 +75,7 @@ def evaluate(
     while running.any():
         inputs = torch.as_tensor(states, dtype=torch.float32).view(num_seeds, episodes, -1).to(device)
         active = torch.as_tensor(running).view(num_seeds, episodes).to(device)
-        actions = act(inputs, generators, active).flatten(0, 1).cpu().numpy()  # the one wait for the device a step
+        actions = act(inputs, generators, active).flatten(0, 1).cpu().numpy()  # the one wait for the device per step
         states, rewards, terminated, truncated = environments.step(actions, running)
         returns[running] += rewards[running]
         lengths += running
@@ -102,7 +105,7 @@ class Evaluator:
         self.agent, self.snapshot, self.act = agent, snapshot, act
         self.environments, self.fresh = environments, fresh
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
-        self._begun: tuple[int, Future[Episodes]] | None = None
+        self._begun: _Begun | None = None
         on_gpu = snapshot is not None and agent.device.type == "cuda"
         self._stream = torch.cuda.Stream(agent.device) if on_gpu else None
 
@@ -110,18 +113,10 @@ class Evaluator:
         """Start evaluating the agent as it is now, the seeds in `played` [S]. The one before must be collected."""
         if self._begun is not None:
             raise RuntimeError("an evaluation is under way; collect it first")
-        future: Future[Episodes]
-        if self.snapshot is None:
-            future = Future()
-            future.set_result(self._play(self.agent.step, played))
-        else:
-            with torch.no_grad():
-                for name, parameters in self.agent.networks.items():
-                    self.snapshot.networks[name].flat.copy_(parameters.flat)
-            if self._stream is not None:
-                self._stream.wait_stream(torch.cuda.current_stream(self.agent.device))
-            future = self._thread.submit(self._play, self.agent.step, None if played is None else played.copy())
-        self._begun = (self.agent.step, future)
+        played = np.ones(self.agent.num_seeds, dtype=bool) if played is None else played.copy()
+        if self.snapshot is not None:
+            _copy({name: network.flat for name, network in self.agent.networks.items()}, self.snapshot)
+        self._begin(self.agent.step, played)
 
     @property
     def under_way(self) -> bool:
@@ -132,13 +127,58 @@ class Evaluator:
         """The step and episodes of the evaluation under way; None if there is none, or it is not done and not waited
         for. An error that the evaluation raised is raised here.
         """
-        if self._begun is None or not (wait or self._begun[1].done()):
+        if self._begun is None or not (wait or self._begun.future.done()):
             return None
-        step, future = self._begun
-        self._begun = None
-        return step, future.result()
+        begun, self._begun = self._begun, None
+        return begun.step, begun.future.result()
 
-    def _play(self, step: int, played: np.ndarray | None) -> Episodes:
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """What `resume` needs to make the evaluation under way again: its step, seeds and weights; {} without one."""
+        if self._begun is None:
+            return {}
+        evaluated, seeds = self.snapshot or self.agent, self.agent.num_seeds
+        weights = {name: network.flat.view(seeds, -1).clone() for name, network in evaluated.networks.items()}
+        return {"step": self._begun.step, "played": torch.as_tensor(self._begun.played), "networks": weights}
+
+    @torch.no_grad()
+    def resume(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Begin again what was under way when each seed was saved: its part of `state_dict`, {} where nothing was.
+
+        The agent has its state already. Raises UserError where a state is not of this agent.
+        """
+        try:
+            if not any(map(bool, states)):
+                return
+            (step,) = {int(state["step"]) for state in states if state}
+            played = np.array([bool(state) and bool(state["played"]) for state in states])
+            own = {name: network.flat.clone() for name, network in self.agent.networks.items()}
+            weights = {name: flat.clone() for name, flat in own.items()}
+            for k, state in enumerate(states):
+                for name, flat in weights.items() if state else ():
+                    flat.view(len(states), -1)[k].copy_(state["networks"][name].view(-1))
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            reason = first_line(error)
+            raise UserError(f"the checkpoint's evaluation does not fit this run ({reason}); "
+                            "use --overwrite or another --dir") from error  # fmt: skip
+        _copy(weights, self.snapshot or self.agent)
+        self._begin(step, played)
+        if self.snapshot is None:
+            _copy(own, self.agent)
+
+    def _begin(self, step: int, played: np.ndarray) -> None:
+        """Evaluate what the snapshot, or without one the agent, holds."""
+        future: Future[Episodes]
+        if self.snapshot is None:
+            future = Future()
+            future.set_result(self._play(step, played))
+        else:
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream(self.agent.device))
+            future = self._thread.submit(self._play, step, played)
+        self._begun = _Begun(step, played, future)
+
+    def _play(self, step: int, played: np.ndarray) -> Episodes:
         seeds, device = self.agent.seeds, self.agent.device
         rngs = environment_rngs(seeds, step, self.fresh)
         generators = acting_generators(seeds, step, device)
@@ -148,3 +188,18 @@ class Evaluator:
     def close(self) -> None:
         """Wait for what is under way, and end the thread."""
         self._thread.shutdown()
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An evaluation under way: of which step, which seeds [S] play, and what comes of it."""
+
+    step: int
+    played: np.ndarray
+    future: Future[Episodes]
+
+
+@torch.no_grad()
+def _copy(weights: Mapping[str, torch.Tensor], agent: Learner) -> None:
+    for name, flat in weights.items():
+        agent.networks[name].flat.copy_(flat)

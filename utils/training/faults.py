@@ -1,6 +1,6 @@
 """Numerical faults, seed by seed: numbers that are not finite end a seed, values that run away are announced.
 
-The seeds of a process share no number, so one that is lost costs the others nothing. It is looked for once an epoch,
+The seeds of a process share no number, so one that is lost costs the others nothing. It is looked for once per epoch,
 when the metrics are read and the host waits for the device anyway: between two looks nothing is different, so a
 captured graph runs as it is.
 """

@@ -22,6 +22,19 @@ class Weights(Protocol):
     def flat(self) -> Tensor: ...
 
 
+class Windows(Protocol):
+    """Windows of whole episodes, which an agent learns from instead of single transitions."""
+
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def discount(self) -> float: ...  # of the returns
+    @property
+    def penalty(self) -> float: ...  # added to the reward of a terminal
+    @property
+    def max_path_length(self) -> int: ...
+
+
 class WholeTable(Protocol):
     """All N transitions, in file order and without a seeds axis, as an agent's plan reads them."""
 
@@ -32,13 +45,19 @@ class WholeTable(Protocol):
     def block(self, start: int, stop: int) -> dict[str, Tensor]: ...  # rows start .. stop - 1, each [stop - start, d]
 
 
-class Transitions(WholeTable, Protocol):
-    """A dataset on the device (`utils.data.dataset.Table`)."""
+class Batches(Protocol):
+    """What batches are drawn from, on the device: transitions, or windows (`utils.data.windows.WindowTable`)."""
+
+    size: int
 
     @property
     def device(self) -> torch.device: ...
     def draw_indices(self, generators: Generators, batch_size: int, steps: int) -> Tensor: ...  # [steps, S, B]
-    def gather(self, indices: Tensor) -> dict[str, Tensor]: ...  # [S, B] -> each [S, B, d]
+    def gather(self, indices: Tensor) -> dict[str, Tensor]: ...  # [S, B] -> each [S, B, ...]
+
+
+class Transitions(WholeTable, Batches, Protocol):
+    """A dataset on the device (`utils.data.dataset.Table`)."""
 
 
 class Learner(Protocol):
@@ -78,18 +97,24 @@ class Learner(Protocol):
     def planned(self) -> Mapping[str, int]: ...
     @property
     def PLAN_REPEATS(self) -> bool: ...
-    def observe(self, transitions: WholeTable) -> None: ...
+    @property
+    def windows(self) -> Windows | None: ...
+    def observe(self, transitions: Any) -> None: ...
     def plan_step(self, step: int) -> int | None: ...
     def plan(self, transitions: WholeTable, rng: Generators, columns: Mapping[str, Tensor]) -> None: ...
 
     # --- Acting
+    @property
+    def ACTS_COMPILED(self) -> bool: ...  # whether compiling the policy pays
     def act(self, states: Tensor, rng: Generators, active: Tensor | None = None) -> Tensor: ...
-    def act_draws(self, rng: Generators, states: int) -> dict[str, Tensor]: ...
+    def act_draws(self, rng: Sequence[torch.Generator | None], states: int) -> dict[str, Tensor]: ...
+    def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor: ...
     def actions_in_chunks(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor: ...
 
     # --- State
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+    def published_state(self) -> list[dict[str, Any]]: ...  # each seed's weights by name
 
 
 class Environments(Protocol):
@@ -111,3 +136,12 @@ class Environments(Protocol):
     def step(
         self, actions: np.ndarray, running: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...  # states, rewards, terminated, truncated
+
+
+class Watched(Environments, Protocol):
+    """Environments that can be looked at."""
+
+    @property
+    def fps(self) -> float: ...  # control steps in a simulated second
+    def frame(self) -> np.ndarray: ...  # row 0 as it is now, uint8 [height, width, 3]
+    def close(self) -> None: ...

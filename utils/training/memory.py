@@ -17,7 +17,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     for a GPU, whose memory PyTorch keeps itself, and with another C library than GNU's.
 
     By default the GNU C library maps every block above some 32 MiB anew and gives it back when it is freed, so that
-    the kernel clears its pages again at every step: 156,000 page faults a step of CQL with three seeds. Call it once
+    the kernel clears its pages again at every step: 156,000 page faults per step of CQL with three seeds. Call it once
     the dataset is loaded; up to 2 GiB of freed memory stay with the process. Numbers do not change.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":

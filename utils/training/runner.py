@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.files import first_line
 from utils.seeding import torch_generators
 from utils.training.capture import CapturedPeriod, compile_methods
-from utils.training.interfaces import Generators, Learner, Transitions, WholeTable
+from utils.training.interfaces import Batches, Generators, Learner, Transitions, WholeTable
 
 _BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
 PLAN_SHOWN_AFTER = 5  # seconds after which a plan shows its progress, on a terminal
@@ -34,7 +34,7 @@ class Runner:
     afterwards what is really used: compile where capturing failed, eager where compiling did.
     """
 
-    def __init__(self, agent: Learner, table: Transitions, batch_size: int, generators: Generators, mode: str) -> None:
+    def __init__(self, agent: Learner, table: Batches, batch_size: int, generators: Generators, mode: str) -> None:
         self.agent, self.table, self.batch_size, self.generators = agent, table, batch_size, list(generators)
         self.block = agent.period * math.ceil(_BLOCK / agent.period)
         self.mode, self._without_graphs = mode, "eager"
@@ -44,8 +44,11 @@ class Runner:
         self._draws: dict[str, Tensor] = {}
         self._drawn = False  # whether these two are the current block's
         self._graphs: dict[int, CapturedPeriod] = {}
-        agent.observe(table)
-        self._plan = _Plan(agent, table) if agent.planned else None
+        try:
+            agent.observe(table)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self._plan = _Plan(agent, cast(Transitions, table)) if agent.planned else None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         if mode in ("compile", "graph"):
@@ -74,7 +77,7 @@ class Runner:
         return means
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The transitions at `indices` [S, B], with the columns that the agent planned, each [S, B, d]."""
+        """The transitions (or windows) at `indices` [S, B], with the columns that the agent planned, each [S, B, d]."""
         batch = self.table.gather(indices)
         return batch if self._plan is None else batch | self._plan.columns.gather(indices)
 

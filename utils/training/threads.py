@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from utils.training.interfaces import Learner, Transitions
+from utils.training.interfaces import Batches, Learner
 
 _SECONDS = 2.0  # for all timing; what is then under way may take some tenths more
 _ROWS = 16  # of the first batch; twice as many while there is time, up to a whole one
@@ -37,7 +37,7 @@ def choose(
     kept: int | None,
     device: torch.device,
     make: Callable[[], Learner],
-    table: Transitions,
+    table: Batches,
     batch_size: int,
     last_step: int,
 ) -> tuple[int, str]:
@@ -61,12 +61,13 @@ def choose(
     return number, why
 
 
-def _fastest(make: Callable[[], Learner], table: Transitions, batch_size: int, last_step: int) -> tuple[int, str]:
+def _fastest(make: Callable[[], Learner], table: Batches, batch_size: int, last_step: int) -> tuple[int, str]:
     numbers = candidates()
     if len(numbers) == 1:
         return 1, "one core"
     until = time.perf_counter() + _SECONDS
     agent = make()
+    agent.observe(table)
     step = max(last_step // agent.period - 1, 0) * agent.period  # of the phase in which a run spends most of its time
     turn, rows = _SECONDS / (4 * len(numbers)), min(batch_size, _ROWS)  # each number is to have three turns
     taken = min(_seconds(agent, table, rows, range(step, step + 1), 1) for _ in range(2))  # the first sets things up
@@ -93,9 +94,7 @@ def _best(times: dict[int, list[float]]) -> tuple[int, str]:
     return number, f"the fastest of {', '.join(map(str, candidates()))}"
 
 
-def _seconds(
-    agent: Learner, table: Transitions, rows: int, steps: range, threads: int, most: float = math.inf
-) -> float:
+def _seconds(agent: Learner, table: Batches, rows: int, steps: range, threads: int, most: float = math.inf) -> float:
     """The time of these steps on `rows` transitions a seed, or where it is more than `most`, of the first of them.
 
     Draws from generators of its own, the same every time.
