@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.parts.layers import layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.layers import head, layer_shapes, linear, mish, sinusoidal_embedding
 from agents.parts.parameters import Network, Parameters, Sizes, default_init
 
 KERNEL, GROUPS = 5, 8  # of a convolution block
@@ -68,9 +68,19 @@ class _Temporal(Network):
         flat = None if bias is None else bias.flatten()
         return functional.conv1d(x, weight.flatten(0, 1), flat, stride, padding, groups=self.seeds)
 
+    def _exact_conv(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
+        """`_conv` in float32 whatever the update's precision, as `layers.head`."""
+        if x.dtype != torch.bfloat16:
+            return self._conv(x, name, stride, padding)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._conv(x.float(), name, stride, padding)
+
     def _halved(self, x: Tensor, name: str) -> Tensor:
-        """A convolution with stride 2: length L -> ceil(L / 2)."""
-        return self._conv(x, f"{name}.conv", stride=2, padding=1)
+        """A convolution with stride 2: length L -> ceil(L / 2).
+
+        In float32: PyTorch 2.13's derivative by the weights is not finite in bfloat16, for windows of one step.
+        """
+        return self._exact_conv(x, f"{name}.conv", stride=2, padding=1).to(x.dtype)
 
     def _block(self, x: Tensor, name: str) -> Tensor:
         """Convolution, group normalisation, Mish."""
@@ -186,7 +196,7 @@ class TemporalUNet(_Temporal):
             both = [part.unflatten(1, (self.seeds, -1)) for part in (x, skips.pop())]
             x = self._pair(torch.cat(both, dim=2).flatten(1, 2), e, rows, f"model.ups.{k}")
             x = self._doubled(x, f"model.ups.{k}.{self.resample}")
-        x = self._conv(self._block(x, "model.final_conv.0"), "model.final_conv.1")
+        x = self._exact_conv(self._block(x, "model.final_conv.0"), "model.final_conv.1")
         return x.view(-1, rows, self.seeds, windows.shape[3], windows.shape[2]).permute(2, 0, 1, 4, 3)
 
     def _pair(self, x: Tensor, embedding: Tensor, rows: int, name: str) -> Tensor:
@@ -245,7 +255,7 @@ class TemporalValue(_Temporal):
         flat = x.view(rows, self.seeds, -1).transpose(0, 1)
         x = torch.cat([flat, embedding.expand(-1, rows, -1)], dim=2)
         x = mish(linear(x, p["model.final_block.0.weight"], p["model.final_block.0.bias"]))
-        return linear(x, p["model.final_block.2.weight"], p["model.final_block.2.bias"]).squeeze(2)
+        return head(x, p["model.final_block.2.weight"], p["model.final_block.2.bias"]).squeeze(2)
 
 
 # --- Shapes, in the order in which the published modules list them ----------------------------------------------------
