@@ -35,6 +35,7 @@ class DecisionDiffuser(Planner):
     METRICS = ("bc_loss", "inverse_loss", "return_mean", "diffusion_grad_norm", "inverse_grad_norm")
     SHOWN = ("bc_loss",)
     COMPILED = ("planning_loss",)
+    ACTS_BY_DATA = True  # every distinct value of states and actions: too many for a checkpoint
     PUBLISHED_COST = "the published size: 1,286"
 
     def build(self) -> None:

@@ -106,6 +106,12 @@ def _built(
         agent = agents[algo](*(data[name] for name in SIZES), config, [c["seed"] for c in configs], device)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{paths[0].parent} cannot be built here: {error}") from error
+    if agent.ACTS_BY_DATA:
+        dataset = source.load()
+        if dataset.info.get("sha256") != described["dataset"].get("sha256"):
+            raise UserError(f"{algo} acts by its data, and {dataset.info.get('path', env_name)} is not the file that "
+                            f"{paths[0].parent} was trained on")  # fmt: skip
+        agent.observe(dataset.batches_to(device, agent.windows))
     checkpoint.restore({"agent": agent}, states)
     return Trained(agent, described, source, [path.parent for path in paths])
 

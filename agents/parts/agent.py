@@ -71,6 +71,8 @@ class Agent:
     COMPILED: tuple[str, ...] = ()  # names of the losses, (batch, draws) -> (loss [S], metrics), worth compiling
     # A plan made of networks that no longer change is made again on resume, bit for bit, instead of being saved.
     PLAN_REPEATS = False
+    # Whether acting needs what `observe` makes beside the networks, so that a trained agent has to see its data again.
+    ACTS_BY_DATA = False
     ACTS_COMPILED = True  # whether acting is compiled, too, where the losses are
     windows: Windows | None = None  # what an agent that plans learns from, instead of single transitions
 

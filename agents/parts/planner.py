@@ -27,6 +27,8 @@ class Planner(Agent):
         self.mults = multipliers(c.dim_mults)
         self.windows = Windows(c.horizon, c.discount, c.termination_penalty)
         self.process = WindowProcess(c.diffusion_steps, self.device)
+        if self.device.type == "cuda":  # by default PyTorch rounds a convolution's inputs to TF32, products it does not
+            torch.backends.cudnn.allow_tf32 = False
 
     def average(self, name: str, online: N) -> N:
         """The average that plans are made with; until `ema_start` it is set equal to the network."""

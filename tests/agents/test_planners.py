@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hyperparameters
+import play
 import run
 from agents import AGENTS
 from agents.parts.windows import Windows
@@ -194,6 +195,24 @@ def test_a_run_trains_evaluates_and_resumes(algo: str, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / algo / "hopper-medium-v2" / "seed_0"
     assert len((folder / "evaluations.csv").read_text().splitlines()) == 2
     assert start(tmp_path, algo, "hopper-medium-v2", "--resume", **whole_episodes()) == 0
+
+
+@planners
+def test_a_trained_planner_plays_as_it_was_evaluated(
+    algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Decision Diffuser acts by its data, which is not in a checkpoint: it is read again, the same file or none."""
+    assert start(tmp_path, algo, **whole_episodes()) == 0
+    folder = tmp_path / "runs" / algo / "hopper-medium-v2" / "seed_0"
+    logged = (folder / "evaluations.csv").read_text().splitlines()[1].split(",")[2]
+    assert play.main([str(folder), "--episodes", "1", "--eval_seeds", "published", "--quiet"]) == 0
+    played = next(folder.glob("play*.csv")).read_text().splitlines()
+    assert logged in played[1].split(",")
+    if algo == "decision_diffuser":
+        small.d4rl_file(tmp_path / "set.hdf5", **whole_episodes(400))
+        capsys.readouterr()
+        assert play.main([str(folder), "--episodes", "1", "--quiet"]) == 2
+        assert "is not the file that" in capsys.readouterr().err
 
 
 @planners

@@ -105,6 +105,8 @@ class Learner(Protocol):
 
     # --- Acting
     @property
+    def ACTS_BY_DATA(self) -> bool: ...  # whether a trained agent has to `observe` its data again
+    @property
     def ACTS_COMPILED(self) -> bool: ...  # whether compiling the policy pays
     def act(self, states: Tensor, rng: Generators, active: Tensor | None = None) -> Tensor: ...
     def act_draws(self, rng: Sequence[torch.Generator | None], states: int) -> dict[str, Tensor]: ...

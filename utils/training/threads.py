@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from utils.errors import UserError
 from utils.training.interfaces import Batches, Learner
 
 _SECONDS = 2.0  # for all timing; what is then under way may take some tenths more
@@ -67,7 +68,10 @@ def _fastest(make: Callable[[], Learner], table: Batches, batch_size: int, last_
         return 1, "one core"
     until = time.perf_counter() + _SECONDS
     agent = make()
-    agent.observe(table)
+    try:
+        agent.observe(table)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     step = max(last_step // agent.period - 1, 0) * agent.period  # of the phase in which a run spends most of its time
     turn, rows = _SECONDS / (4 * len(numbers)), min(batch_size, _ROWS)  # each number is to have three turns
     taken = min(_seconds(agent, table, rows, range(step, step + 1), 1) for _ in range(2))  # the first sets things up
