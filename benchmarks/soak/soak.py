@@ -45,6 +45,7 @@ SHORT = {
     "num_epochs": 3, "num_steps_per_epoch": 4, "pretrain_epochs": 1, "eval_interval": 1, "eval_episodes": 1,
     "batch_size": 8, "hidden_dim": 16, "action_candidates": 4, "plan_interval": 6, "plan_actions": 2,
 }  # fmt: skip
+SHORT_WINDOWS = {"hidden_dim": 32, "horizon": 4, "dim_mults": "1,4", "diffusion_steps": 2}  # of what plans over windows
 # How a run that is disturbed is told to evaluate and to save: none of it may change a number.
 WAYS = ((), ("--eval_async",), ("--eval_async", "--checkpoint_interval", "0"))
 
@@ -53,7 +54,7 @@ def tiny(algo: str, seeds: str, data: str, folder: Path, *more: str) -> list[str
     """The command line of a run that takes a moment and goes through everything."""
     command = ["--algo", algo, "--env_name", TASK, "--dataset", data, "--dir", str(folder), "--seeds", seeds]
     known = hyperparameters.explain(algo, TASK)
-    for name, value in SHORT.items():
+    for name, value in {**SHORT, **(SHORT_WINDOWS if "horizon" in known else {})}.items():
         if name in known:
             command += [f"--{name}", str(value)]
     return [*command, "--device", "cpu", "--execution", "eager", "--threads", "1", "--quiet", *more]

@@ -60,13 +60,8 @@ class PlannedRun:
     def config(self) -> Any:
         return hyperparameters.get(self.algo, self.env_name, **self.overrides, **self.length)
 
-    @property
-    def costly(self) -> bool:
-        """Whether acting costs so much that the plan says it."""
-        return AGENTS[self.algo].COSTLY
-
     def acting_cost(self) -> str:
-        """What acting costs, in a line."""
+        """What acting costs, in a line, where the algorithm says so; else ""."""
         wanted = tasks.task(self.env_name)
         return AGENTS[self.algo].cost(self.config, wanted.state_dim, wanted.action_dim)
 

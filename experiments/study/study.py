@@ -120,8 +120,9 @@ class Study:
         print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
             print(f"left out: {reason}")
-        for algo, run in {run.algo: run for run in reversed(self.runs) if run.costly}.items():
-            print(f"{algo}, {run.env_name}: {run.acting_cost()}")
+        for algo, run in {run.algo: run for run in reversed(self.runs)}.items():
+            if cost := run.acting_cost():
+                print(f"{algo}, {run.env_name}: {cost}")
         known = " for the runs of known speed" if unknown else ""
         print(f"{len(rows)} runs, {left:.2f} hours of training left{known}, one run after the other")
         if unknown:

@@ -49,7 +49,7 @@ def export_policy(agent: Learner, path: Path, about: Mapping[str, Any]) -> None:
     example = torch.zeros(EXAMPLE_ROWS, agent.state_dim)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of tensors that become the program's constants, as is meant
-        rows = {0: torch.export.Dim("rows", min=1)}
+        rows = {0: torch.export.Dim.AUTO}  # any number: a named one has to be proved so, which a U-Net's strides escape
         program = torch.export.export(Acting(agent), (example,), dynamic_shapes=(rows,), strict=False)
         content = io.BytesIO()
         torch.export.save(program, content, extra_files={"policy.json": json.dumps(about, sort_keys=True)})
