@@ -102,6 +102,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     choose = run.sources.choose
     monkeypatch.setattr(run.sources, "choose", lambda *words: choose(*words) and AsFarAsTheAgent())
     monkeypatch.setattr(run, "Runner", reached)
+    monkeypatch.setattr(run, "choose_threads", lambda *words: (1, "nothing is timed"))
     monkeypatch.setattr(run, "keep_freed_memory", lambda device: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.chdir(tmp_path)
@@ -126,6 +127,7 @@ FITTING = {
     int: st.one_of(st.integers(0, 300), st.integers(-3, 10**20), st.integers(2**31 - 2, 2**31 + 2)).map(str),
     float: st.one_of(st.floats(0, 1).map(str), MAGNITUDES, st.floats(allow_nan=False).map(str)),
     str: TEXT,
+    options.thread_number: st.one_of(st.just("auto"), st.integers(-3, 10**20).map(str)),
 }
 
 
@@ -187,11 +189,13 @@ def test_any_path_of_a_dataset(tmp_path: Path, text: str) -> None:
     ("flags", "message"),
     [
         (["--learning_rate", "1e39"], "learning_rate must lie within ±3.4e+38, what a float32 holds, not 1e+39"),
+        (["--learning_rate", "1e-39"], "learning_rate must be 0 or at least 1.18e-38, what a float32 holds, not 1e-39"),
         (["--local_size", "9" * 20], "--local_size must be below 2^31"),
         (["--batch_size", "9" * 20], "batch_size must lie within ±2^63"),
         (["--seeds", "0-999999999999999"], "must name between 1 and 1024"),
         (["--seeds", str(2**63)], "below 2^63"),
         (["--threads", "2000000000"], "between 1 and 1024"),
+        (["--algo", "bcq", "--hidden_dim", "1"], "no agent can be made with these settings: float division by zero"),
         (["--hidden_dim", "1000000000000"], "out of memory"),
         (["--batch_size", "1000000000000"], "out of memory"),
         (["--dir", "/dev/null/x"], "cannot write"),

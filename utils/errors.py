@@ -19,8 +19,13 @@ class UserError(ValueError):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raise as UserError the ValueError of what knows no UserError: settings and agents, which refuse a value."""
+    """Raise as UserError the ValueError of what knows no UserError: settings and agents, which refuse a value.
+
+    So too what arithmetic says of settings that lead to no number.
+    """
     try:
         yield
     except ValueError as error:
         raise UserError(str(error)) from error
+    except ArithmeticError as error:
+        raise UserError(f"no agent can be made with these settings: {error}") from error

@@ -19,7 +19,8 @@ from utils.files import first_line, print_any_text
 from utils.process import INTERRUPTED
 
 MAX_SEEDS = 1024
-LARGEST_FLOAT, LARGEST_INT = float(torch.finfo(torch.float32).max), 2**63 - 1
+LARGEST_FLOAT, LEAST_FLOAT = float(torch.finfo(torch.float32).max), float(torch.finfo(torch.float32).tiny)
+LARGEST_INT = 2**63 - 1
 MAX_THREADS = 1024
 
 
@@ -145,6 +146,8 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[
     for name, (value, _) in settings.items():
         if isinstance(value, float) and math.isfinite(value) and abs(value) > LARGEST_FLOAT:
             raise UserError(f"{name} must lie within ±{LARGEST_FLOAT:.3g}, what a float32 holds, not {value:.3g}")
+        if isinstance(value, float) and 0 < abs(value) < LEAST_FLOAT:
+            raise UserError(f"{name} must be 0 or at least {LEAST_FLOAT:.3g}, what a float32 holds, not {value:.3g}")
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise UserError(f"{name} must lie within ±2^63, not {value}")
     return config, settings
