@@ -313,6 +313,7 @@ WRONG = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @fuzz
 @given(st.data())

@@ -243,6 +243,7 @@ torch.save([*actions, sorted(weights), json.loads(extra["policy.json"])["step"]]
 """
 
 
+@pytest.mark.slow
 @some_algorithms
 def test_an_exported_policy_acts_without_the_project(algo: str, trained: Make, tmp_path: Path) -> None:
     """The same actions, bit for bit, as the agent's from a generator of that seed; for any number of observations."""

@@ -84,6 +84,7 @@ def test_while_an_experiment_collects_or_a_second_time_in_its_sweep(
 # --- Signals ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_leaves_a_checkpoint(tmp_path: Path, data: str) -> None:
     argv = tiny("bc", "0", data, tmp_path, "--num_epochs", "100000", "--eval_interval", "100000")
     process = subprocess.Popen([sys.executable, "run.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -118,6 +119,7 @@ def test_nohup_stays_in_force() -> None:
 # --- Output that nobody takes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["closed pipe", "/dev/full"])
 def test_a_run_goes_on_without_its_output(where: str, tmp_path: Path, data: str) -> None:
     whole, silent = tmp_path / "whole", tmp_path / "silent"

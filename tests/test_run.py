@@ -164,6 +164,7 @@ def test_the_execution_that_is_recorded_is_the_one_used(
     assert config["execution"] == "compile" and config["run"]["execution"] == "auto" and config["seed"] == 0
 
 
+@pytest.mark.slow
 def test_the_precision_is_recorded_and_stays(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(tmp_path, data, "--precision", "bfloat16", "--num_epochs", "2") / "seed_0"
     config = json.loads((folder / "config.json").read_text())
@@ -191,6 +192,7 @@ def test_a_run_whose_rate_decays_cannot_be_lengthened(
     assert "num_epochs was 2, now 4" in fails(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_a_seed_that_lost_its_checkpoints_is_not_begun_anew_in_silence(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

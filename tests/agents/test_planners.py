@@ -99,6 +99,7 @@ def test_averages_are_copies_at_first_and_move_at_every_tenth_step(algo: str) ->
 # --- Resume -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @planners
 @pytest.mark.parametrize("at", [7, 25])
 def test_a_resumed_run_is_the_same_run(algo: str, at: int) -> None:
@@ -189,6 +190,7 @@ def whole_episodes(rows: int = 300) -> dict[str, Any]:
     return {"terminals": (np.arange(1, rows + 1) % 70 == 0) & ~timeouts, "timeouts": timeouts, "rows": rows}
 
 
+@pytest.mark.slow
 @planners
 def test_a_run_trains_evaluates_and_resumes(algo: str, tmp_path: Path) -> None:
     assert start(tmp_path, algo, **whole_episodes()) == 0
@@ -197,6 +199,7 @@ def test_a_run_trains_evaluates_and_resumes(algo: str, tmp_path: Path) -> None:
     assert start(tmp_path, algo, "hopper-medium-v2", "--resume", **whole_episodes()) == 0
 
 
+@pytest.mark.slow
 @planners
 def test_a_trained_planner_plays_as_it_was_evaluated(
     algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

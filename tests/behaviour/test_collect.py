@@ -312,6 +312,7 @@ def test_an_existing_output_is_kept(policy_path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.hdf5").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_command_line(policy_path: Path, tmp_path: Path) -> None:
     def command(out: str) -> subprocess.CompletedProcess:
         arguments = ["--env", "hopper", "--policy", str(policy_path), "--transitions", "50", "--out", out]

@@ -41,6 +41,7 @@ def altered(path: Path, to: Path, key: str, change: Callable[[np.ndarray], np.nd
     return to
 
 
+@pytest.mark.slow
 def test_a_wrong_number_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def one_weight(values: np.ndarray) -> np.ndarray:
         values[5] += 2e-5

@@ -132,6 +132,7 @@ def test_recordings_hold_terminations():
         assert not done.all()
 
 
+@pytest.mark.slow
 def test_physics_command_prints_the_errors_of_every_environment():
     command = [sys.executable, "-m", "benchmarks.fidelity.physics", "--json"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RECORDINGS.parents[2])

@@ -468,6 +468,7 @@ ODD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
 def test_odd_names_and_numbers_are_shown_as_they_are(tmp_path, capsys, change):
     for seed in (0, 1):
@@ -531,6 +532,7 @@ def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
 # --- Export ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_export_says_the_same_and_keeps_no_path(tmp_path, capsys):
     data = file_data("/secret/place/hopper-medium.hdf5")
     for seed in range(3):

@@ -237,6 +237,7 @@ def test_a_folder_with_a_files_name(tmp_path: Path, data: str, capsys: pytest.Ca
 # --- Names that cannot be written as text -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_path_that_is_no_utf8_where_the_locale_is_ascii(tmp_path: Path, data: str) -> None:
     """All is written but TensorBoard's events, which costs a warning; what cannot be shown is escaped."""
     base = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff\xc3\xa9"))

@@ -75,6 +75,7 @@ def slow_evaluations() -> None:
 BESIDE = ("--eval_async", "--num_epochs", "60", "--num_steps_per_epoch", "2", "--eval_interval", "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["0", "10"])  # minutes: after every epoch, or after evaluations alone
 @pytest.mark.parametrize("seeds", ["0", "0-2"])
 def test_killed_while_evaluations_never_end_before_the_next_begins(

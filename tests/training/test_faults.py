@@ -142,6 +142,7 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return lose
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_seed_and_says_so(
     tmp_path: Path, data: str, losing: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

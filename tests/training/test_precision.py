@@ -96,6 +96,7 @@ def test_acting_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(exact.act(states, rngs()), mixed.act(states, rngs()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("replayed_eagerly")
 def test_a_captured_period_casts_the_weights_again_at_every_replay() -> None:
     eager, graph = (make_runner(mode, [0, 3], precision="bfloat16") for mode in ("eager", "graph"))

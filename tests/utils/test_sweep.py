@@ -73,6 +73,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_one_after_the_other_retries_the_dead_and_skips_the_complete(tmp_path):
     (tmp_path / "complete").mkdir()
     (tmp_path / "complete" / "numbers").write_text("1\n2\n")
