@@ -376,3 +376,6 @@ def test_any_hdf5_file(tmp_path: Path, changes: dict[str, Any], rows: int, cut: 
 
 def test_every_algorithm_has_a_fuzzed_command_line() -> None:
     assert set(hyperparameters.CONFIGS) == set(AGENTS) and len(FLAGS) > 60
+
+
+pytestmark = pytest.mark.slow  # the whole file: seconds per test

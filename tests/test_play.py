@@ -359,3 +359,6 @@ def test_a_set_of_minaris_is_watched_in_its_own_environment() -> None:
 def test_tasks_without_an_environment_here_cannot_be_watched() -> None:
     with pytest.raises(UserError, match="takes the original stack"):
         sources.choose("pen-human-v1").watched()
+
+
+pytestmark = pytest.mark.slow  # the whole file: seconds per test

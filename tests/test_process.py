@@ -148,3 +148,6 @@ def test_a_report_ends_quietly_where_its_reader_has_gone() -> None:
 def test_a_command_without_any_output_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)  # as `>&-` leaves it
     assert command_line("x", lambda: print("lost")) == 0
+
+
+pytestmark = pytest.mark.slow  # the whole file: seconds per test

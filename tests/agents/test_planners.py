@@ -248,3 +248,6 @@ def test_single_transitions_are_refused() -> None:
     dataset = dataclasses.replace(small.dataset(), raw=None)
     with pytest.raises(UserError, match="single transitions only"):
         dataset.batches_to("cpu", Windows(4, 0.99, 0.0))
+
+
+pytestmark = pytest.mark.slow  # the whole file: seconds per test

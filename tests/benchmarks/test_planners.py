@@ -85,3 +85,6 @@ def test_a_mistake_breaks_its_cases(
     monkeypatch.setattr(planners, name, mistake)
     found = shares(path)
     assert all(found[case] > 1 for case in cases) and max(found.values()) > 100, found
+
+
+pytestmark = pytest.mark.slow  # the whole file: seconds per test

@@ -219,3 +219,6 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+pytestmark = pytest.mark.slow  # the whole file: seconds per test
