@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.data.dataset import Dataset
 from utils.data.doubts import doubts
-from utils.data.download import download, write_text
+from utils.data.download import download
 from utils.data.rows import (
     Rows,
     check_values,
@@ -22,6 +22,7 @@ from utils.data.rows import (
     sha256_of,
 )
 from utils.errors import UserError
+from utils.files import atomic_write
 from utils.tasks import Task, normalized_score, task
 
 
@@ -95,7 +96,7 @@ def _download(wanted: Task, target: Path) -> None:
             digest = sha256_of(opened)
         kept = _kept_checksum(target)
         if kept is None:
-            write_text(_checksum_file(target), f"{digest}  {target.name}\n")
+            atomic_write(_checksum_file(target), f"{digest}  {target.name}\n")
         elif kept != digest:
             raise UserError(
                 f"the server's file has SHA-256 {digest}, not the first download's, kept in {_checksum_file(target)}; "

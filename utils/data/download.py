@@ -21,6 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import atomic_write
 
 MAX_BYTES = 8 << 30  # the largest D4RL file is under 1 GiB
 _ATTEMPTS = 5
@@ -125,7 +126,7 @@ def _discard(part: Path) -> None:
 def _begin(part: Path, version: _Version) -> None:
     """An empty part of that version. The old bytes go first, so that a kill never leaves them under a new name."""
     _discard(part)
-    write_text(_version_file(part), json.dumps(asdict(version)))
+    atomic_write(_version_file(part), json.dumps(asdict(version)))
 
 
 def _kept_version(part: Path, url: str) -> _Version | None:
@@ -135,19 +136,6 @@ def _kept_version(part: Path, url: str) -> _Version | None:
     except (OSError, ValueError, TypeError):
         return None
     return version if version.url == url else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or, where the disk refuses (OSError), not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------
