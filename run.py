@@ -21,7 +21,7 @@ from agents import AGENTS
 from agents.parts.agent import Agent
 from utils import sources
 from utils.errors import user_errors
-from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings
+from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings, steps_to_train
 from utils.process import Stop, lasting_output
 from utils.runs import checkpoint
 from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
@@ -83,7 +83,7 @@ def setup(options: Namespace) -> Training:
     """Data, agent, environments, folders and logs. Raises UserError for what the user can fix."""
     seeds, device = parse_seeds(options.seeds, options.seed), resolve_device(options.device)
     config, settings = resolve_settings(options)
-    total_steps = config.num_epochs * config.num_steps_per_epoch
+    total_steps = steps_to_train(options, config)
     source = sources.choose(options.env_name, options.dataset, options.backend, options.local_size, not options.quiet)
     folders = [Path(options.dir) / options.algo / options.env_name / f"seed_{seed}" for seed in seeds]
     if options.threads != "auto":  # for the data, too

@@ -23,6 +23,7 @@ from agents import AGENTS
 from tests.small import SHORT, d4rl_file
 from utils import options
 from utils.errors import UserError
+from utils.report.runs import Labels, read_run
 from utils.training import capture
 from utils.training.runner import Runner
 
@@ -116,6 +117,23 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
         states = [torch.load(x / "checkpoint.pt", weights_only=True)["agent"]["networks"] for x in (a, b)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_run_may_end_before_its_schedule_and_go_on(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--max_steps leaves a decaying learning rate the length of its schedule, which --num_epochs does not."""
+    whole = train(tmp_path / "whole", data, "--lr_decay_full") / "seed_0"
+    part = train(tmp_path / "part", data, "--lr_decay_full", "--max_steps", "20") / "seed_0"
+    assert "normalised score" in capsys.readouterr().out
+    assert [row["step"] for row in rows(part / "metrics.csv")] == ["10", "20"]
+    assert read_run(part, Labels()).complete
+    train(tmp_path / "part", data, "--lr_decay_full", "--resume")
+    assert without_speed(whole / "metrics.csv") == without_speed(part / "metrics.csv")
+    assert (whole / "evaluations.csv").read_bytes() == (part / "evaluations.csv").read_bytes()
+    arguments = [*TASK, "--dataset", data, "--dir", str(tmp_path / "other"), *SHORT]
+    assert "must be a multiple of num_steps_per_epoch, 10, not 15" in fails(capsys, *arguments, "--max_steps", "15")
+    assert "must be at least 1, not 0" in fails(capsys, *arguments, "--max_steps", "0")
 
 
 def execution_of(folder: Path) -> str:

@@ -47,6 +47,7 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     task.add_argument("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
     task.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     task.add_argument("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")
+    task.add_argument("--max_steps", type=int, metavar="N", help="end after N steps of the schedule; --resume goes on")
     task.add_argument("--load_published", nargs="+", metavar="NAME=FILE", help="start from published weights")
     where = parser.add_argument_group("where and how to run")
     where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
@@ -128,6 +129,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
         raise UserError("--resume and --overwrite exclude each other")
     if options.local_size >= 2**31:
         raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"--max_steps must be at least 1, not {options.max_steps}")
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
@@ -151,6 +154,20 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise UserError(f"{name} must lie within ±2^63, not {value}")
     return config, settings
+
+
+def steps_to_train(options: argparse.Namespace, config: Any) -> int:
+    """Gradient steps at which a run ends: those of its schedule, or `--max_steps` where that is less.
+
+    The schedule of a decaying learning rate keeps its length. Raises UserError for a part of an epoch.
+    """
+    schedule = config.num_epochs * config.num_steps_per_epoch
+    if options.max_steps is None:
+        return schedule
+    if options.max_steps % config.num_steps_per_epoch:
+        raise UserError(f"--max_steps must be a multiple of num_steps_per_epoch, {config.num_steps_per_epoch}, "
+                        f"not {options.max_steps}")  # fmt: skip
+    return min(schedule, options.max_steps)
 
 
 def config_table(options: argparse.Namespace, algorithms: Mapping[str, Any]) -> str:

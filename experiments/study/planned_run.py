@@ -15,7 +15,7 @@ from agents import AGENTS
 from experiments.study.data import Data, data_of
 from utils import tasks
 from utils.errors import UserError
-from utils.options import parse, parse_seeds, resolve_settings
+from utils.options import parse, parse_seeds, resolve_settings, steps_to_train
 from utils.report.runs import Labels, SeedRun, read_run
 from utils.runs import checkpoint
 
@@ -114,7 +114,7 @@ def continue_run(command: Sequence[str]) -> int:
     """
     options = parse(command, AGENTS)
     config, _ = resolve_settings(options)
-    total = config.num_epochs * config.num_steps_per_epoch
+    total = steps_to_train(options, config)
     base = Path(options.dir) / options.algo / options.env_name
     folders = {seed: base / f"seed_{seed}" for seed in parse_seeds(options.seeds, options.seed)}
     unfinished = [seed for seed, folder in folders.items() if not is_complete(folder, total)]

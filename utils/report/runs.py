@@ -288,7 +288,7 @@ def _seed_run(
     try:
         _check(config, episodes)
         settings, run, dataset = config["settings"], config["run"], config["dataset"]
-        source = str(dataset.get("source", ""))
+        source, schedule = str(dataset.get("source", "")), settings["num_epochs"] * settings["num_steps_per_epoch"]
         return SeedRun(
             place=place,
             algo=run["algo"],
@@ -297,7 +297,7 @@ def _seed_run(
             seed=config["seed"],
             label=labels.of(dataset),
             changed=_changed(run["algo"], run["env_name"], config),
-            total_steps=settings["num_epochs"] * settings["num_steps_per_epoch"],
+            total_steps=min(schedule, run.get("max_steps") or schedule),
             episodes=episodes,
             config=config,
             metrics=metrics,
@@ -322,8 +322,9 @@ def _check(config: Mapping[str, Any], episodes: pd.DataFrame) -> None:
                 raise ValueError(f"{name} {str(key)[:40]!r} has control characters")
     settings, run = config["settings"], config["run"]
     counts = [config["seed"], settings["num_epochs"], settings["num_steps_per_epoch"], settings.get("top_k", 0)]
+    counts += [run["max_steps"]] if run.get("max_steps") is not None else []
     if any(type(count) is not int or not 0 <= count <= FURTHEST for count in counts):
-        raise ValueError(f"seed, num_epochs, num_steps_per_epoch or top_k is no count: {counts}")
+        raise ValueError(f"seed, num_epochs, num_steps_per_epoch, top_k or max_steps is no count: {counts}")
     if not isinstance(config.get("origins", {}), dict):
         raise TypeError("origins is no object")
     if not all(isinstance(run[name], str) for name in ("algo", "env_name")):
