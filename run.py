@@ -21,7 +21,15 @@ from agents import AGENTS
 from agents.parts.agent import Agent
 from utils import sources
 from utils.errors import user_errors
-from utils.options import command_line, config_table, parse, parse_seeds, resolve_device, resolve_settings, steps_to_train
+from utils.options import (
+    command_line,
+    config_table,
+    parse,
+    parse_seeds,
+    resolve_device,
+    resolve_settings,
+    steps_to_train,
+)
 from utils.process import Stop, lasting_output
 from utils.runs import checkpoint
 from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
