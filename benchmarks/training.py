@@ -47,7 +47,7 @@ STEADY = 1000  # the step at which measuring starts: past the start of the polic
 
 def steady_step(config: Any) -> int:
     """A step of the last phase of training, in which a run spends most of its time."""
-    return max(STEADY, getattr(config, "bc_steps", 0), getattr(config, "warmup_steps", 0))
+    return max(STEADY, *(getattr(config, name, 0) for name in ("bc_steps", "warmup_steps", "value_steps")))
 
 
 def random_dataset(env_name: str, size: int, seed: int = 0) -> Dataset:
@@ -111,6 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sizes = dataset.state_dim, dataset.action_dim, 1.0
     agent = AGENTS[options.algo](*sizes, config, seeds, device, options.precision)
     table = dataset.batches_to(device, agent.windows)
+    agent.observe(table)
     flops = flops_per_step(agent, *one_batch(agent, table, config.batch_size, seeds, device))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -166,7 +167,8 @@ def one_batch(agent: Any, table: Any, batch_size: int, seeds: list[int], device:
     """A batch and its draws, from generators of their own."""
     generators = torch_generators(seeds, "probe", device)
     planned = {n: torch.zeros(len(seeds), batch_size, width, device=device) for n, width in agent.planned.items()}
-    return table.sample(generators, batch_size) | planned, agent.draw(generators, batch_size)
+    batch = table.gather(table.draw_indices(generators, batch_size, steps=1)[0])
+    return batch | planned, agent.draw(generators, batch_size)
 
 
 def plain_runner(

@@ -48,6 +48,13 @@ def test_parts_of_a_step_add_up(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_training_is_timed_for_those_that_learn_from_windows(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--env_name", "halfcheetah-medium-v2", "--no-plain", "--steps", "1", "--repeats", "1", "--json"]
+    training.main([*SHORT, "--algo", "diffuser", *few])
+    assert printed(capsys)["gflop_per_seed_step"] > 0.1
+
+
+@pytest.mark.slow
 def test_training_prints_the_agreed_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     training.main([*SHORT, "--seeds", "2", "--json"])
     result = printed(capsys)
