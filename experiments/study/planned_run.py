@@ -29,12 +29,13 @@ class How:
     eval_seeds: str = "published"
     threads: int | None = None
     data: Callable[[str], Data] = lambda env_name: Data()
+    precision: str = "float32"
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> How:
         """As an experiment's command line says."""
         data = partial(data_of, options.dataset, options.local_size)
-        return cls(options.device, options.execution, options.eval_seeds, options.threads, data)
+        return cls(options.device, options.execution, options.eval_seeds, options.threads, data, options.precision)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class PlannedRun:
     env_name: str
     seeds: tuple[int, ...]
     overrides: Mapping[str, Any]  # what sets the variant apart
-    length: Mapping[str, Any]  # a rehearsal's shorter run; empty for the task's own length
+    length: Mapping[str, Any]  # a rehearsal's shorter run, a protocol's evaluations; empty for the task's own
+    max_steps: int | None = None  # where to end, if that is before the end of the schedule
 
     @property
     def variant(self) -> str:
@@ -67,7 +69,14 @@ class PlannedRun:
 
     @property
     def steps(self) -> int:
-        return self.config.num_epochs * self.config.num_steps_per_epoch
+        """Gradient steps at which it ends."""
+        schedule = self.config.num_epochs * self.config.num_steps_per_epoch
+        return schedule if self.max_steps is None else min(schedule, self.max_steps)
+
+    @property
+    def updates(self) -> int:
+        """The same and the steps of a pretraining before step 0."""
+        return self.steps + getattr(self.config, "pretrain_epochs", 0) * self.config.num_steps_per_epoch
 
     def folders(self, base: Path) -> list[Path]:
         """The seeds' folders."""
@@ -77,7 +86,9 @@ class PlannedRun:
         """The arguments of run.py."""
         words = ["--algo", self.algo, "--env_name", self.env_name, "--dir", str(base / self.variant), "--quiet"]
         words += ["--seeds", ",".join(map(str, self.seeds)), "--device", how.device, "--execution", how.execution]
-        words += ["--eval_seeds", how.eval_seeds, *how.data(self.env_name).flags]
+        words += ["--eval_seeds", how.eval_seeds, "--precision", how.precision, *how.data(self.env_name).flags]
+        if self.max_steps is not None:
+            words += ["--max_steps", str(self.max_steps)]
         if how.threads:
             words += ["--threads", str(how.threads)]
         for name, value in {**self.overrides, **self.length}.items():
@@ -104,6 +115,31 @@ def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
     phases = {n: getattr(own, n) for n, about in hyperparameters.settings(algo).items() if about.scales}
     # At least 1 of each phase that there is.
     return shorter | {name: min(whole, max(1, round(whole * scale))) for name, whole in phases.items()}
+
+
+def shortened(
+    algo: str, env_name: str, scale: float, max_steps: int, evaluations: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """Settings and last step of a run that ends after `max_steps` of its schedule, which keeps its length in epochs.
+
+    evaluations: `eval_interval` and `eval_episodes`, where they are not the task's own. A `scale` below 1 is a
+    rehearsal with the same epochs and evaluations: every epoch is that share as long, and an evaluation has that share
+    of the episodes (at least two). Raises UserError for a part of an epoch, and for a scale outside (0, 1].
+    """
+    if not 0 < scale <= 1:
+        raise UserError(f"--scale must lie above 0 and at most at 1, not {scale}")
+    own = hyperparameters.get(algo, env_name, **evaluations)
+    if max_steps < 1 or max_steps % own.num_steps_per_epoch:
+        raise UserError(f"--max_steps must be a multiple of num_steps_per_epoch, {own.num_steps_per_epoch}, "
+                        f"not {max_steps}")  # fmt: skip
+    if scale == 1:
+        return dict(evaluations), max_steps
+    steps = max(1, round(own.num_steps_per_epoch * scale))
+    shorter = {**evaluations, "num_steps_per_epoch": steps, "eval_episodes": max(2, round(own.eval_episodes * scale))}
+    for name, about in hyperparameters.settings(algo).items():
+        if about.scales and not name.endswith("_epochs"):  # those are shorter by themselves
+            shorter[name] = min(getattr(own, name), max(1, round(getattr(own, name) * scale)))
+    return shorter, max_steps // own.num_steps_per_epoch * steps
 
 
 def continue_run(command: Sequence[str]) -> int:
@@ -134,9 +170,12 @@ def continue_run(command: Sequence[str]) -> int:
 
 
 def is_evaluated(folder: Path, total: int) -> bool:
-    """Whether the last evaluation was made, or none is to come because the seed's numbers were no longer finite."""
+    """Whether the last evaluation was made, or none is to come because the seed's numbers were no longer finite.
+
+    A run that was begun to go further is evaluated as soon as it was at `total` or after.
+    """
     found = _read(folder)
-    return found is not None and (found.stopped or (found.complete and found.total_steps >= total))
+    return found is not None and (found.stopped or (len(found.steps) > 0 and int(found.steps[-1]) >= total))
 
 
 def is_complete(folder: Path, total: int) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 import hyperparameters
 from agents import AGENTS
 from experiments.study.data import data_name, missing_data, prepare_data
-from experiments.study.planned_run import How, PlannedRun, continue_run, is_evaluated, scaled, share_done
+from experiments.study.planned_run import How, PlannedRun, continue_run, is_evaluated, scaled, share_done, shortened
 from experiments.study.speed import Speeds
 from utils.errors import UserError
 from utils.options import Parser, command_line, parse_seeds, resolve_device
@@ -43,7 +43,10 @@ class Experiment:
     folder: where its runs lie; two artefacts with one folder share their runs. grid: values of the settings that are
     compared. job: the function that runs one command line, run.py's by default. extra: tables of its own, made of
     the report and the origin of its data. by: settings that tell its methods apart. evaluated: the folders with the
-    evaluations that are shown, for a trained seed's folder: that folder by default.
+    evaluations that are shown, for a trained seed's folder: that folder by default. max_steps: gradient steps of each
+    run, if fewer than its schedule has. evaluations: `eval_interval` and `eval_episodes` that are not the tasks' own.
+    task_by_task: all algorithms on a task before the next task. dataset: None where the user has to name it. show: in
+    the place of `Study.show`.
     """
 
     folder: str
@@ -56,6 +59,11 @@ class Experiment:
     extra: Callable[[Report, str], Sequence[Table]] | None = None
     by: Sequence[str] = ()
     evaluated: Callable[[Path], Sequence[Path]] = lambda trained: [trained]
+    max_steps: int | None = None
+    evaluations: Mapping[str, int] = field(default_factory=dict)
+    task_by_task: bool = False
+    dataset: str | None = "d4rl"
+    show: Callable[[Study], None] | None = None
 
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
         """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
@@ -63,14 +71,25 @@ class Experiment:
         variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
         seeds = tuple(parse_seeds(options.seeds))
         groups = [(seed,) for seed in seeds] if options.split_seeds else [seeds]
+        pairs = [(algo, task) for algo in options.algos for task in options.tasks]
+        if self.task_by_task:
+            pairs.sort(key=lambda pair: options.tasks.index(pair[1]))
         return [
-            PlannedRun(algo, task, group, variant, scaled(algo, task, options.scale))
-            for algo in options.algos
-            for task in options.tasks
+            PlannedRun(algo, task, group, variant, *lengths_of(algo, task, options))
+            for algo, task in pairs
             if hyperparameters.runs_on(algo, task)
             for variant in variants
             for group in groups
         ]
+
+
+def lengths_of(algo: str, env_name: str, options: argparse.Namespace) -> tuple[dict[str, Any], int | None]:
+    """A run's settings of length and evaluation, and where it ends before its schedule does, as the options say."""
+    given = {name: getattr(options, name) for name in ("eval_interval", "eval_episodes")}
+    evaluations = {name: value for name, value in given.items() if value is not None}
+    if options.max_steps is None:
+        return scaled(algo, env_name, options.scale) | evaluations, None
+    return shortened(algo, env_name, options.scale, options.max_steps, evaluations)
 
 
 # --- plan, run, show ------------------------------------------------------------------------------------
@@ -108,7 +127,7 @@ class Study:
             share, hours = self.done(run), None
             rate, source = speeds.get(run.algo, run.env_name, run.config, len(run.seeds))
             if rate is not None:
-                hours = run.steps / rate / 3600
+                hours = run.updates / rate / 3600
             if share == 1 and hours is not None and run.name in took:
                 trained, spent = trained + hours, spent + took[run.name] / 3600
             state = "no data" if run.env_name in missing else "done" if share == 1 else f"{100 * share:.0f} %"
@@ -169,6 +188,8 @@ class Study:
 
     def show(self) -> None:
         """Tables on the screen, files where asked for."""
+        if self.experiment.show:
+            return self.experiment.show(self)
         options = self.options
         choice = Choice(SELECTIONS[options.model_selection])
         trained = [folder for run in self.runs for folder in run.folders(self.base)]
@@ -211,9 +232,19 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     parser = Parser(prog=f"python -m experiments.{name}", description=experiment.about, allow_abbrev=False)
     parser.add_argument("action", choices=("plan", "run", "show"), help="list the runs, train them, or show them")
     which = parser.add_argument_group("which runs").add_argument
-    which("--dataset", default="d4rl", help="d4rl, local, or a folder of HDF5 files (default: %(default)s)")
+    default = f" (default: {experiment.dataset})" if experiment.dataset else ""
+    which("--dataset", default=experiment.dataset, required=experiment.dataset is None,
+          help=f"d4rl, local, or a folder of HDF5 files{default}")  # fmt: skip
     which("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
     which("--scale", type=float, default=1.0, help="share of the gradient steps: 0.01 is a rehearsal of everything")
+    which("--max_steps", type=int, default=experiment.max_steps, metavar="N",
+          help="gradient steps of each run, its schedule as long as ever; more let finished runs go on "
+               f"(default: {experiment.max_steps or 'the whole schedule'})")  # fmt: skip
+    for setting, text in (("eval_interval", "epochs between evaluations"), ("eval_episodes", "episodes each")):
+        default = experiment.evaluations.get(setting)
+        which(
+            f"--{setting}", type=int, default=default, metavar="N", help=f"{text} (default: {default or 'published'})"
+        )
     which("--seeds", default=experiment.seeds, help="0-4 or 0,3,7 (default: %(default)s)")
     which("--algos", nargs="+", default=list(experiment.algos), choices=list(AGENTS), metavar="ALGO",
           help=f"of {', '.join(AGENTS)} (default: {' '.join(experiment.algos)})")  # fmt: skip
@@ -223,6 +254,7 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--device", default="auto", help="as for run.py (default: %(default)s)")
     how("--execution", default="auto", help="as for run.py (default: %(default)s)")
     how("--eval_seeds", default="published", choices=("published", "fresh"), help="as for run.py")
+    how("--precision", default="float32", choices=("float32", "tf32", "bfloat16"), help="as for run.py (%(default)s)")
     how("--threads", type=int, help="CPU threads of a run")
     how("--split_seeds", action="store_true", help="a run per seed, instead of all seeds in one process")
     how("--ray", metavar="ADDRESS", help="run on Ray: local, or the address of a cluster (default: without Ray)")
