@@ -208,7 +208,7 @@ def test_record_needs_one_amount(amounts: dict) -> None:
 # --- Files and the command ---
 
 
-def collect_hopper(path: Path, policy: Path, **settings: object) -> dict:
+def collect_hopper(path: Path, policy: Path | list[Path], **settings: object) -> dict:
     return collect.collect_file("hopper", policy, path, progress=False, **settings)
 
 
@@ -242,6 +242,29 @@ def test_file_is_read_as_d4rl_and_says_what_it_is(policy_path: Path, tmp_path: P
     assert set(attributes["versions"]) == {"python", "mujoco", "gymnasium", "numpy", "h5py"}
     dataset = d4rl.load(HOPPER, path=path)
     assert dataset.size == len(rows.rewards) - 1 - int(rows.timeouts[:-1].sum())
+
+
+def test_several_policies_make_one_part_each_with_a_random_stream_of_its_own(policy_path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.npz"
+    save_policy(other, network_policy())
+    settings = {"transitions": 4000, "noise": 0.1, "seed": 3}
+    for name, paths in (("alone", policy_path), ("list", [policy_path]), ("two", [policy_path, policy_path, other])):
+        collect_hopper(tmp_path / name, paths, **settings)
+    assert digest(tmp_path / "alone") == digest(tmp_path / "list")  # one policy: the bytes of ever
+    alone, two = (read_rows(tmp_path / name, 11, 3) for name in ("alone", "two"))
+    assert len(two.rewards) == 3 * 4000
+    for name in ("observations", "actions", "rewards", "terminals", "timeouts"):
+        np.testing.assert_array_equal(getattr(two, name)[:4000], getattr(alone, name))
+    # The same policy again is another sample: no state occurs twice.
+    first, second = ({row.tobytes() for row in two.observations[i : i + 4000]} for i in (0, 4000))
+    assert len(first) == len(second) == 4000 and not first & second
+    with h5py.File(tmp_path / "two") as file:
+        assert file["infos/behaviour"][:].tolist() == [0] * 4000 + [1] * 4000 + [2] * 4000
+    attributes = collect.read_attributes(tmp_path / "two")
+    assert attributes["rows"] == 12_000 and attributes["seed"] == 3
+    assert [part["name"] for part in attributes["behaviours"]] == ["policy", "policy", "other"]
+    assert attributes["policy_sha256"] == [digest(policy_path), digest(policy_path), digest(other)]
+    assert collect.read_attributes(tmp_path / "list")["policy_sha256"] == digest(policy_path)
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

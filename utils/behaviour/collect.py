@@ -228,10 +228,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Collect as the command line says; UserError where a setting, the policy file or the output cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m utils.behaviour.collect", description=__doc__.splitlines()[0])
     parser.add_argument("--env", required=True, help=f"{', '.join(_BODIES)}, or a D4RL id such as antmaze-umaze-v0")
-    parser.add_argument("--policy", required=True, help="linear or network .npz, or a stable-baselines3 .zip")
+    parser.add_argument(
+        "--policy",
+        required=True,
+        nargs="+",
+        help="linear or network .npz, or a stable-baselines3 .zip; of several the rows stand one part after the other",
+    )
     amount = parser.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--transitions", type=int, help="rows to record")
-    amount.add_argument("--episodes", type=int, help="whole episodes to record")
+    amount.add_argument("--transitions", type=int, help="rows to record of each policy")
+    amount.add_argument("--episodes", type=int, help="whole episodes to record of each policy")
     parser.add_argument("--out", required=True, help="the HDF5 file to write; it must not exist")
     parser.add_argument(
         "--noise",
@@ -246,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def collect_file(
     env: str,
-    policy_path: str | os.PathLike[str],
+    policy_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     transitions: int | None = None,
     episodes: int | None = None,
@@ -254,24 +259,30 @@ def collect_file(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Collect with one policy file; returns the attributes written.
+    """Collect with one policy file, or with several the same amount each; returns the attributes written.
 
     UserError for an unknown environment, a policy file that is unsound or of other sizes, an amount below 1, a negative
     noise or seed, or an output that exists.
     """
+    paths = [policy_path] if isinstance(policy_path, str | os.PathLike) else list(policy_path)
     task = _check(env, transitions if episodes is None else episodes, seed, out)
     if noise is not None and not 0 <= noise < float("inf"):
         raise UserError(f"--noise is {noise}; it must be a number of at least 0")
-    policy: Any = load_policy(policy_path)
+    policies = [(Path(path).stem, _behaviour(path, env, task, noise)) for path in paths]
+    digests = [hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() for path in paths]
+    about = {"policy_sha256": digests[0] if len(digests) == 1 else digests}
+    return collect_parts(env, policies, out, transitions, episodes, seed, progress, about)
+
+
+def _behaviour(path: str | os.PathLike[str], env: str, task: tasks.Task, noise: float | None) -> Policy:
+    """The policy of a file as it is to act. UserError where it has other sizes than the task."""
+    policy: Any = load_policy(path)
     if policy.sizes != (task.state_dim, task.action_dim):
         raise UserError(
-            f"{policy_path} is a policy of {policy.sizes[0]} state and {policy.sizes[1]} action dimensions; "
+            f"{path} is a policy of {policy.sizes[0]} state and {policy.sizes[1]} action dimensions; "
             f"{env} has {task.state_dim} and {task.action_dim}"
         )
-    if noise is not None:
-        policy = NoisyPolicy(policy, noise)
-    about = {"policy_sha256": hashlib.sha256(Path(policy_path).expanduser().read_bytes()).hexdigest()}
-    return collect_with(env, policy, Path(policy_path).stem, out, transitions, episodes, seed, progress, about)
+    return policy if noise is None else NoisyPolicy(policy, noise)
 
 
 def _check(env: str, amount: int | None, seed: int, out: str | os.PathLike[str]) -> tasks.Task:
@@ -297,7 +308,24 @@ def collect_with(
     progress: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Collect with a policy of the task's sizes; returns the attributes written, with those in `about`.
+    """`collect_parts` with one policy."""
+    return collect_parts(env, [(name, policy)], out, transitions, episodes, seed, progress, about)
+
+
+def collect_parts(
+    env: str,
+    policies: Sequence[tuple[str, Policy]],
+    out: str | os.PathLike[str],
+    transitions: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect so many rows or episodes with each of several named policies of the task's sizes, one part after the
+    other; returns the attributes written, with those in `about`.
+
+    Part 0 is what its policy alone would record with this seed; every other part has a random stream of its own.
 
     UserError for an unknown environment, an amount below 1, a negative seed, or an output that exists.
     """
@@ -306,24 +334,28 @@ def collect_with(
     assert amount is not None  # checked
     streams = streams_for(amount) if episodes is None else min(episodes, MAX_STREAMS)
     envs = make_lockstep(env_name, streams)
-    with tqdm(total=transitions, desc=f"collect {env}", unit=" rows", disable=not progress) as bar:
-        part = record(envs, policy, np.random.SeedSequence(seed), rows=transitions, episodes=episodes, progress=bar)
+    parts: list[Recording] = []
+    total = None if transitions is None else transitions * len(policies)
+    with tqdm(total=total, desc=f"collect {env}", unit=" rows", disable=not progress) as bar:
+        for k, (_, policy) in enumerate(policies):
+            random = np.random.SeedSequence(seed, spawn_key=(k,) if k else ())
+            parts.append(record(envs, policy, random, rows=transitions, episodes=episodes, progress=bar))
     envs.close()
     attributes: dict[str, Any] = {
         "source": "utils.behaviour.collect",
         "description": DATA_LICENCE_NOTE,
         "env_name": env,
-        "rows": len(part),
+        "rows": sum(map(len, parts)),
         "seed": seed,
-        "behaviours": [describe(env_name, name, policy, part)],
+        "behaviours": [describe(env_name, *named, part) for named, part in zip(policies, parts, strict=True)],
         "versions": versions(),
         **(about or {}),
     }
-    write_hdf5(out, [part], attributes)
-    if progress:
-        behaviour = attributes["behaviours"][0]
+    write_hdf5(out, parts, attributes)
+    for behaviour in attributes["behaviours"] if progress else ():
+        part = f" by {behaviour['name']}" if len(parts) > 1 else ""
         print(
-            f"{out}: {len(part):,} rows, {behaviour['episodes']} whole episodes"
+            f"{out}: {behaviour['rows']:,} rows{part}, {behaviour['episodes']} whole episodes"
             + (
                 ""
                 if behaviour["mean_return"] is None
