@@ -10,15 +10,44 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from experiments.study.study import Experiment, main
 from utils.options import Parser
+from utils.report.build import Report
+from utils.report.overview import overview
+from utils.report.tables import Table
+from utils.runs.reading import read_config
 
 # In the order of running: what is cheap first, so that a table begins to fill early.
 ALGORITHMS = ("bc", "td3_bc", "diffusion_bc", "iql", "diffcps", "diffusion_ql", "dtql")
+# Rows of D4RL's own sets, without which a rebuilt one is not called of full size.
+ROWS = {"medium-expert": 1_998_000, "medium": 998_000, "umaze": 998_000}
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Each set's name: "rebuilt", and whether it has as many rows as D4RL's own, to within the last episodes."""
+    found = {}
+    for folder in folders:
+        config = read_config(folder)
+        data, behaviour = config["dataset"], config["run"]["env_name"].partition("-")[2].rpartition("-v")[0]
+        if "path" in data and data["source"] == data["path"]:
+            full = data.get("rows", 0) >= ROWS.get(behaviour, float("inf"))
+            found[data["path"]] = "rebuilt, full size" if full else "rebuilt"
+    return [f"{name}={path}" for path, name in found.items()]
+
+
+def tables(report: Report, label: str) -> list[Table]:
+    """The overview, after the tables of every report."""
+    return overview([cell for cell in report.cells if cell.label == label], label)
+
+
+# What the three protocols share.
+_Rebuilt = partial(Experiment, dataset=None, task_by_task=True, extra=tables, labels=labels)
 
 PROTOCOLS = {
-    "main": Experiment(
+    "main": _Rebuilt(
         folder="rebuilt",
         about="DiffCPS and its baselines on three sets, three seeds, 100,000 steps (--protocol antmaze, long: others)",
         tasks=("hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-expert-v2"),
@@ -26,10 +55,8 @@ PROTOCOLS = {
         algos=ALGORITHMS,
         max_steps=100_000,
         evaluations={"eval_interval": 10, "eval_episodes": 10},
-        task_by_task=True,
-        dataset=None,
     ),
-    "antmaze": Experiment(
+    "antmaze": _Rebuilt(
         folder="rebuilt_antmaze",
         about="DiffCPS and three baselines on antmaze-umaze, three seeds, 50,000 steps",
         tasks=("antmaze-umaze-v0",),
@@ -37,17 +64,14 @@ PROTOCOLS = {
         algos=("diffusion_bc", "iql", "diffcps", "diffusion_ql"),
         max_steps=50_000,
         evaluations={"eval_interval": 10, "eval_episodes": 50},
-        task_by_task=True,
-        dataset=None,
     ),
-    "long": Experiment(
+    "long": _Rebuilt(
         folder="rebuilt_long",
         about="How DiffCPS's constraint works over 1,000,000 steps, one seed",
         tasks=("hopper-medium-v2",),
         seeds="0",
         max_steps=1_000_000,
         evaluations={"eval_interval": 50, "eval_episodes": 10},
-        dataset=None,
     ),
 }
 

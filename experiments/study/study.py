@@ -45,8 +45,8 @@ class Experiment:
     the report and the origin of its data. by: settings that tell its methods apart. evaluated: the folders with the
     evaluations that are shown, for a trained seed's folder: that folder by default. max_steps: gradient steps of each
     run, if fewer than its schedule has. evaluations: `eval_interval` and `eval_episodes` that are not the tasks' own.
-    task_by_task: all algorithms on a task before the next task. dataset: None where the user has to name it. show: in
-    the place of `Study.show`.
+    task_by_task: all algorithms on a task before the next task. dataset: None where the user has to name it. labels:
+    names for its data, as `--label` takes them, where the user gives none; made of the folders that are shown.
     """
 
     folder: str
@@ -63,7 +63,7 @@ class Experiment:
     evaluations: Mapping[str, int] = field(default_factory=dict)
     task_by_task: bool = False
     dataset: str | None = "d4rl"
-    show: Callable[[Study], None] | None = None
+    labels: Callable[[Sequence[Path]], Sequence[str]] = lambda folders: ()
 
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
         """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
@@ -188,8 +188,6 @@ class Study:
 
     def show(self) -> None:
         """Tables on the screen, files where asked for."""
-        if self.experiment.show:
-            return self.experiment.show(self)
         options = self.options
         choice = Choice(SELECTIONS[options.model_selection])
         trained = [folder for run in self.runs for folder in run.folders(self.base)]
@@ -197,7 +195,8 @@ class Study:
         if not folders:
             raise UserError(f"nothing was run yet in {self.base}; begin with: run")
         by = settings_of(self.experiment.by, options.algos)
-        report = make_report(folders, Labels.parse(options.label), choice, by, options.partial, self.experiment.extra)
+        labels = Labels.parse(options.label or self.experiment.labels(folders))
+        report = make_report(folders, labels, choice, by, options.partial, self.experiment.extra)
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
         done = save(report, options.out, options.html, title=self.experiment.about)

@@ -37,7 +37,7 @@ OTHER = ("#A0A0C0", "H")  # an algorithm that is not of this project
 _LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 COLUMNS, LABELS, LETTERS = (
     3,
-    6,
+    8,
     28,
 )  # panels side by side; lines of a panel, and letters each, that labels have room for
 THRESHOLDS = np.linspace(0, 120, 241)
@@ -73,11 +73,11 @@ def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> It
 
 _CAPTIONS = {
     "learning_curves": "Mean normalised score over seeds; shaded: 95 % bootstrap interval of that mean, which with two "
-    "or three seeds reaches from the least to the largest.",
+    "or three seeds reaches from the least to the largest. Dotted: the mean of the data's own episodes.",
     "sensitivity": "Mean normalised score over seeds against a setting; bars: 95 % bootstrap interval of that mean, "
     "which with two or three seeds reaches from the least to the largest.",
-    "constraint": "DiffCPS's multiplier lambda (above) and its denoising loss against the bound kappa (below); mean "
-    "over seeds, shaded: from the least to the largest seed.",
+    "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, and the mean of Q at the "
+    "policy's actions; mean over seeds, shaded: from the least to the largest seed.",
     "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold, on the tasks that all "
     "of the methods have; shaded: 95 % stratified bootstrap interval.",
 }
@@ -111,7 +111,8 @@ def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
         if scores.shape[1] > 1:
             low, high = np.transpose([_mean_interval(row) for row in scores])
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
-    for axes in panels.values():
+    for task, axes in panels.items():
+        _mark_data(axes, [cell for cell in drawn if cell.env_name == task])
         axes.set_ylabel("normalised score [%]")
         low, high = axes.get_ylim()
         axes.set_ylim(low := min(0, low), high)  # from 0, so that no difference looks larger than it is
@@ -158,38 +159,52 @@ def _mean_interval(scores: np.ndarray) -> tuple[float, float]:
     return interval or (float(scores.mean()), float(scores.mean()))
 
 
+def _mark_data(axes: Axes, cells: Sequence[Cell]) -> None:
+    """A dotted line at the mean score of the data's own episodes, where it is known."""
+    means = {run.config["dataset"].get("behaviour_score") for cell in cells for run in cell.runs}
+    for mean in (mean for mean in means if isinstance(mean, int | float)):
+        axes.axhline(mean, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
+        axes.annotate(f"the data: {mean:.1f}", (0.02, mean), xycoords=("axes fraction", "data"), va="bottom",
+                      fontsize=7, color="0.25")  # fmt: skip
+
+
+# What `constraint` shows, from above; mean Q where the runs have it.
+_CONSTRAINT = {"lambda": "λ", "kl_loss": "denoising loss (KL term)", "q_mean": "mean Q"}
+
+
 def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
-    """lambda and the KL term over training; None where no run has them."""
+    """lambda, the KL term and mean Q over training; None where no run has the first two."""
     drawn = [cell for cell in cells if all({"lambda", "kl_loss"} <= set(run.metrics) for run in cell.runs)]
     if not drawn:
         return None
+    names = [name for name in _CONSTRAINT if all(name in run.metrics for cell in drawn for run in cell.runs)]
     tasks = list(dict.fromkeys(cell.env_name for cell in drawn))
-    columns = min(COLUMNS, len(tasks))
+    columns, rows = min(COLUMNS, len(tasks)), len(names)
     blocks = -(-len(tasks) // columns)
-    size = (0.6 + 4.4 * columns, 0.5 + 4.8 * blocks)
-    figure, grid = plt.subplots(2 * blocks, columns, figsize=size, squeeze=False)
-    pairs = {task: grid[2 * (k // columns) : 2 * (k // columns) + 2, k % columns] for k, task in enumerate(tasks)}
-    for spare in grid[-2:, (len(tasks) - 1) % columns + 1 :].ravel():
+    size = (0.6 + 4.4 * columns, 0.5 + 2.4 * rows * blocks)
+    figure, grid = plt.subplots(rows * blocks, columns, figsize=size, squeeze=False)
+    stacks = {task: grid[rows * (k // columns) :][:rows, k % columns] for k, task in enumerate(tasks)}
+    for spare in grid[-rows:, (len(tasks) - 1) % columns + 1 :].ravel():
         spare.set_visible(False)
     for cell in drawn:
         look = _look(drawn, cell)
-        for axes, name in zip(pairs[cell.env_name], ("lambda", "kl_loss"), strict=True):
+        for axes, name in zip(stacks[cell.env_name], names, strict=True):
             values = _metric(cell, name)
             axes.plot(values.index, values.mean(axis=1), label=_name(drawn, cell), **_every(len(values), look))
             axes.fill_between(
                 values.index, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0
             )
-    for task, (above, below) in pairs.items():
-        above.set_title(literal(task), fontsize=9)
-        above.set_ylabel("λ")
-        below.set_yscale("log")
-        below.set_xlabel("gradient steps")
-        below.set_ylabel("denoising loss (KL term)")
+    for task, stack in stacks.items():
+        for axes, name in zip(stack, names, strict=True):
+            axes.set_ylabel(_CONSTRAINT[name])
+        stack[0].set_title(literal(task), fontsize=9)
+        stack[-1].set_xlabel("gradient steps")
+        stack[1].set_yscale("log")
         bounds = [run.settings.get("kappa", 0) for c in drawn if c.env_name == task for run in c.runs]
         for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
-            below.axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
-            below.annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
-                           va="bottom", fontsize=7, color="0.25")  # fmt: skip
+            stack[1].axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
+            stack[1].annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
+                              va="bottom", fontsize=7, color="0.25")  # fmt: skip
     figure.suptitle(title, fontsize=9)
     return _finish(figure, dict(enumerate(grid.ravel())))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,18 +159,22 @@ def _seeds(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text under a title, with notes below. The first `names` columns are names, the rest numbers."""
+    """Cells of text under a title, with notes below. The first `names` columns are names, the rest numbers. faint: rows
+    that are there to compare with, shown small or grey."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     names: int = 2
+    faint: Collection[int] = ()
 
     def markdown(self) -> str:
         """GitHub's tables."""
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
-        head, *body = ["| " + " | ".join(map(_markdown, row)) + " |" for row in (self.columns, *self.rows)]
+        small = [[f"<sub>{x}</sub>" if x and k in self.faint else x for x in map(_markdown, row)]
+                 for k, row in enumerate(self.rows)]  # fmt: skip
+        head, *body = ["| " + " | ".join(row) + " |" for row in (list(map(_markdown, self.columns)), *small)]
         lines = [head, "| " + " | ".join(rule) + " |", *body]
         notes = [f"- {note}" for note in self.notes]
         return "\n".join([f"### {self.title}", "", *lines, *([""] if notes else []), *notes, ""])
@@ -178,7 +182,10 @@ class Table:
     def latex(self) -> str:
         """A `tabular` for booktabs."""
         align = "l" * self.names + "r" * (len(self.columns) - self.names)
-        body = [" & ".join(map(_latex, row)) + r" \\" for row in self.rows]
+        grey = [r"\color{gray}" if k in self.faint else "" for k in range(len(self.rows))]
+        body = [
+            " & ".join(colour + _latex(x) for x in row) + r" \\" for colour, row in zip(grey, self.rows, strict=True)
+        ]
         head = " & ".join(map(_latex, self.columns)) + r" \\"
         notes = [f"% {note}" for note in self.notes]
         parts = [f"% {self.title}", *notes, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule"]

@@ -40,6 +40,22 @@ def save_played(folder: Path, how: Mapping[str, Any], episodes: Sequence[Mapping
     return path
 
 
+def read_played(folder: Path, step: int, eval_seeds: str) -> np.ndarray | None:
+    """Scores [E] of the episodes that a seed's weights of `step` were played again for, on `published` or `fresh` start
+    states; of several ways the one with the most episodes, None where there is none.
+
+    Raises UserError where the file is not what `save_played` writes.
+    """
+    ways: dict[tuple[str, ...], list[float]] = {}
+    try:
+        for row in _rows(folder / PLAYED_FILE):
+            if (row["step"], row["eval_seeds"]) == (str(step), eval_seeds):
+                ways.setdefault(tuple(row[name] for name in PLAYED_HOW), []).append(float(row["normalized_score"]))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / PLAYED_FILE} is not what play.py writes ({error}); move it away") from error
+    return np.array(max(ways.values(), key=len)) if ways else None
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []

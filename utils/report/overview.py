@@ -1,0 +1,132 @@
+"""The one table for a reader: sets by methods, each with its scores one below the other and the paper's figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.report.figures import METHODS
+from utils.report.runs import Cell
+from utils.report.tables import (
+    BEST_NOTE,
+    DEVIATION_NOTE,
+    PAPER_NOTE,
+    Choice,
+    Published,
+    Table,
+    number,
+    with_deviation,
+)
+from utils.runs.played import read_played
+
+SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
+AGAIN = "last, played again ‡"
+
+
+def overview(cells: Sequence[Cell], label: str) -> list[Table]:
+    """A table of cells of one origin: for each set and length of the runs a line per score, a column per method.
+
+    Methods that went further stand in the lines of the shorter ones too, with what they had there. [] without cells.
+    """
+    methods = sorted(dict.fromkeys(cell.method for cell in cells), key=lambda name: _rank(name, cells))
+    lines: list[list[str]] = []
+    faint: list[int] = []
+    episodes: set[int] = set()
+    for env_name in dict.fromkeys(cell.env_name for cell in cells):
+        own = [cell for cell in cells if cell.env_name == env_name]
+        for steps in sorted({cell.total_steps for cell in own}):
+            # Of several lengths of a method the nearest.
+            found = {cell.method: cut(cell, steps) for cell in sorted(own, key=lambda c: -c.total_steps)
+                     if cell.total_steps >= steps}  # fmt: skip
+            names = [env_name, _facts(found.values(), "rows", lambda rows: f"{rows:,}"), f"{steps:,}"]
+            texts = {name: _row(found, methods, _score(protocol)) for protocol, name in SCORES.items()}
+            again = {method: _again(cell) for method, cell in found.items()}
+            texts[AGAIN] = _row(again, methods, lambda scores: scores[0])
+            texts["paper"] = _row(found, methods, _paper)
+            episodes |= {n for _, counts in again.values() for n in counts}
+            for name, row in texts.items():
+                if name in (AGAIN, "paper") and not any(row):
+                    continue
+                if name == "paper":
+                    faint.append(len(lines))
+                first = name == SCORES["last"]
+                data = _facts(found.values(), "behaviour_score", number) if first else ""
+                lines.append([*(names if first else [""] * len(names)), name, *row, data])
+    if not lines:
+        return []
+    columns = ["set", "rows", "gradient steps", "score", *methods, "the data"]
+    return [Table(f"Overview, data: {label}", columns, lines, _notes(cells, episodes), names=4, faint=faint)]
+
+
+def cut(cell: Cell, steps: int) -> Cell:
+    """The cell as it was at this step: without the evaluations after it. Itself where it went no further."""
+    if cell.total_steps <= steps:
+        return cell
+    runs = [dataclasses.replace(run, episodes=run.episodes[run.episodes["step"] <= steps], total_steps=steps)
+            for run in cell.runs]  # fmt: skip
+    return dataclasses.replace(cell, runs=runs, total_steps=steps)
+
+
+def _rank(method: str, cells: Sequence[Cell]) -> tuple[int, str]:
+    algo = next(cell.algo for cell in cells if cell.method == method)
+    return list(METHODS).index(algo) if algo in METHODS else len(METHODS), method
+
+
+def _row(found: Mapping[str, Any], methods: Sequence[str], text: Callable[[Any], str]) -> list[str]:
+    return [text(found[method]) if method in found else "" for method in methods]
+
+
+def _score(protocol: str) -> Callable[[Cell], str]:
+    def text(cell: Cell) -> str:
+        scores = Choice().scores(cell, protocol)
+        if scores is None:
+            return "–"
+        early = f" (at {cell.reached:,})" if cell.reached < cell.total_steps else ""
+        return with_deviation(float(scores.mean()), float(scores.std()) if len(scores) > 1 else np.nan) + early
+
+    return text
+
+
+def _paper(cell: Cell) -> str:
+    """The paper's Table 1; nothing for other settings than the published ones, or where it has no figure."""
+    mean, deviation = (np.nan, np.nan) if cell.changed else Published().get(cell.env_name, cell.algo)
+    return "" if np.isnan(mean) else with_deviation(mean, deviation)
+
+
+def _again(cell: Cell) -> tuple[str, set[int]]:
+    """What `play.py` got on fresh start states with the weights of the last step; and how many episodes a seed."""
+    played = {run.seed: read_played(Path(run.place), cell.total_steps, "fresh") for run in cell.runs}
+    found = {seed: scores for seed, scores in played.items() if scores is not None}
+    if not found:
+        return "", set()
+    means = np.array([scores.mean() for scores in found.values()])
+    some = "" if len(found) == len(cell.runs) else f" (seed {', '.join(map(str, found))})"
+    text = with_deviation(float(means.mean()), float(means.std()) if len(means) > 1 else np.nan)
+    return text + some, {len(scores) for scores in found.values()}
+
+
+def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:
+    """A fact of the cells' data; of several files all of them."""
+    facts = dict.fromkeys(run.config["dataset"].get(name) for cell in cells for run in cell.runs)
+    return ", ".join("–" if fact is None else text(fact) for fact in facts)
+
+
+def _notes(cells: Sequence[Cell], episodes: set[int]) -> list[str]:
+    notes = [DEVIATION_NOTE, BEST_NOTE]
+    if episodes:
+        counts = " or ".join(map(str, sorted(episodes)))
+        notes.append(f"‡ the last weights on new start states, {counts} episodes per seed (play.py).")
+    if any(_paper(cell) for cell in cells):
+        notes.append(PAPER_NOTE)
+    notes.append("the data: mean of the set's own episodes.")
+    seeds = {cell.method: ", ".join(map(str, cell.seeds)) for cell in cells}
+    if len(set(seeds.values())) == 1:
+        notes.append(f"Seeds: {next(iter(seeds.values()))}.")
+    else:
+        notes += [f"Seeds of {cell.method} on {cell.env_name}: {', '.join(map(str, cell.seeds))}." for cell in cells]
+    precisions = {str(run.config["run"].get("precision", "float32")) for cell in cells for run in cell.runs}
+    return notes + ([f"Precision: {', '.join(sorted(precisions))}."] if precisions != {"float32"} else [])
