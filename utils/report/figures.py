@@ -203,8 +203,8 @@ def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
         bounds = [run.settings.get("kappa", 0) for c in drawn if c.env_name == task for run in c.runs]
         for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
             stack[1].axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
-            stack[1].annotate(f"κ = {kappa:g}", (0.98, kappa), xycoords=("axes fraction", "data"), ha="right",
-                              va="bottom", fontsize=7, color="0.25")  # fmt: skip
+            stack[1].annotate(f"κ = {kappa:g}", (0.02, kappa), xycoords=("axes fraction", "data"), va="bottom",
+                              fontsize=7, color="0.25")  # fmt: skip
     figure.suptitle(title, fontsize=9)
     return _finish(figure, dict(enumerate(grid.ravel())))
 
@@ -319,9 +319,20 @@ def _label_lines(axes: Axes, gap: float = 0.075) -> None:
         place = (axes.transScale.transform(line.get_xydata()[-1:])[0] - low) / (high - low)
         ends.append((np.clip(np.nan_to_num(place), 0, 1).tolist(), label, line.get_color()))
     ends.sort(key=lambda one: one[0][1])
-    height = -gap
-    for k, (end, label, colour) in enumerate(ends):
-        height = min(max(end[1], height + gap), 1 - gap * (len(ends) - 1 - k))
-        thread = {"arrowstyle": "-", "color": colour, "linewidth": 0.6}
+    for height, (end, label, colour) in zip(_spread([end[1] for end, _, _ in ends], gap), ends, strict=True):
+        thread = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1}
         axes.annotate(label, end, (1.03, height), xycoords="axes fraction", color=colour, fontsize=8, va="center",
                       annotation_clip=False, arrowprops=thread)  # fmt: skip
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights in [0, 1], at least `gap` apart and together as near to the given ones (rising) as can be."""
+    # Without the gaps before them they only have to rise: least squares pools those that do not (isotonic regression).
+    pools: list[list[float]] = []
+    for k, height in enumerate(heights):
+        pools.append([height - k * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) >= np.mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [float(np.clip(np.mean(pool), 0, max(0, 1 - gap * (len(heights) - 1)))) for pool in pools for _ in pool]
+    return [height + k * gap for k, height in enumerate(level)]
