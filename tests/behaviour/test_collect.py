@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,36 @@ def test_asked_number_of_whole_episodes() -> None:
 def test_record_needs_one_amount(amounts: dict) -> None:
     with pytest.raises(ValueError, match="record needs"):
         collect.record(make_lockstep(HOPPER, 1), UniformPolicy(3), np.random.SeedSequence(0), **amounts)
+
+
+def test_a_published_snapshot_becomes_a_policy_file_as_the_docs_say(tmp_path: Path, monkeypatch) -> None:
+    """The program in docs/data.md, on a snapshot of the published form, acts as Deep OPE's own code does."""
+    rng = np.random.default_rng(5)
+    shapes = {"fc0": (8, 11), "fc1": (8, 8), "last_fc": (3, 8), "last_fc_log_std": (3, 8)}
+    snapshot = {f"{layer}/weight": rng.standard_normal(shape).astype(np.float32) for layer, shape in shapes.items()}
+    snapshot |= {f"{layer}/bias": rng.standard_normal(shape[0]).astype(np.float32) for layer, shape in shapes.items()}
+    (tmp_path / "hopper_online_3.pkl").write_bytes(
+        pickle.dumps({**snapshot, "nonlinearity": "relu", "output_distribution": "tanh_gaussian"})
+    )
+    (program,) = (
+        text.partition("```")[0]
+        for text in (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    policy = load_policy(tmp_path / "hopper_online_3.npz")
+    assert policy.info["snapshot"] == "hopper_online_3"
+    state = rng.standard_normal(11)
+    x = state
+    for layer in ("fc0", "fc1"):
+        x = np.maximum(snapshot[f"{layer}/weight"].astype(np.float64) @ x + snapshot[f"{layer}/bias"], 0)
+    mean, log_std = (
+        snapshot[f"{layer}/weight"].astype(np.float64) @ x + snapshot[f"{layer}/bias"]
+        for layer in ("last_fc", "last_fc_log_std")
+    )
+    noise = np.random.default_rng(6).standard_normal((1, 3))[0]
+    expected = np.tanh(mean + np.exp(np.clip(log_std, -20, 2)) * noise)
+    np.testing.assert_allclose(policy.act(state[None], np.random.default_rng(6))[0], expected, rtol=0, atol=1e-12)
 
 
 # --- Files and the command ---
