@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import sys
+import time
 from pathlib import Path
+
+STALE_S = 60.0
+"""How long a temporary file must lie untouched before it may be a killed process's."""
 
 
 def atomic_write(path: Path, content: bytes | memoryview | str) -> None:
@@ -19,6 +25,28 @@ def atomic_write(path: Path, content: bytes | memoryview | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_stale_parts(path: Path) -> None:
+    """Delete what killed processes left of their `atomic_write` of `path`: of no process here, untouched for a while.
+
+    (Another machine that shares the folder may be writing: its process is not seen here, but its file is touched.)
+    """
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        pid = part.suffixes[-2][1:]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and time.time() - part.stat().st_mtime > STALE_S and not _is_alive(int(pid)):
+                part.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def write_to_disk(path: Path, content: bytes | memoryview | str) -> None:

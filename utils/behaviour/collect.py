@@ -10,15 +10,12 @@ on one installation the same seed gives the same bytes.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import glob
 import hashlib
 import io
 import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -38,13 +35,11 @@ from utils.data.rows import Rows, episode_ends, episode_returns
 from utils.environments import make_lockstep
 from utils.environments.lockstep import LockstepEnvs
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, remove_stale_parts
 from utils.options import command_line
 
 MAX_STREAMS = 10
 ROWS_PER_STREAM = 2_000
-STALE_S = 60.0
-"""How long a temporary file must lie untouched before it may be a killed process's."""
 DATA_LICENCE_NOTE = "Collected by this project's own behaviour policies; this is not the official D4RL file."
 
 
@@ -179,32 +174,10 @@ def write_hdf5(path: str | os.PathLike[str], parts: Sequence[Recording], attribu
             file.attrs[name] = json.dumps(attributes[name], sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_parts(path)
+        remove_stale_parts(path)
         atomic_write(path, content.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
-
-
-def _remove_stale_parts(path: Path) -> None:
-    """Delete what killed processes left of their writing `path`: of no process here, and untouched for a while.
-
-    (Another machine that shares the folder may be writing: its process is not seen here, but its file is touched.)
-    """
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        pid = part.suffixes[-2][1:]
-        with contextlib.suppress(OSError):
-            if pid.isdigit() and time.time() - part.stat().st_mtime > STALE_S and not _is_alive(int(pid)):
-                part.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True
 
 
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:

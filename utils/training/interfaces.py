@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.data.windows import Wanted
+
 Generators = Sequence[torch.Generator]
 # (states [S, E, state_dim], generators, active [S, E]) -> actions [S, E, action_dim]
 Policy = Callable[[Tensor, Generators, Tensor | None], Tensor]
@@ -20,19 +22,6 @@ class Weights(Protocol):
 
     @property
     def flat(self) -> Tensor: ...
-
-
-class Windows(Protocol):
-    """Windows of whole episodes, which an agent learns from instead of single transitions."""
-
-    @property
-    def horizon(self) -> int: ...
-    @property
-    def discount(self) -> float: ...  # of the returns
-    @property
-    def penalty(self) -> float: ...  # added to the reward of a terminal
-    @property
-    def max_path_length(self) -> int: ...
 
 
 class WholeTable(Protocol):
@@ -98,7 +87,7 @@ class Learner(Protocol):
     @property
     def PLAN_REPEATS(self) -> bool: ...
     @property
-    def windows(self) -> Windows | None: ...
+    def windows(self) -> Wanted | None: ...
     def observe(self, transitions: Any) -> None: ...
     def plan_step(self, step: int) -> int | None: ...
     def plan(self, transitions: WholeTable, rng: Generators, columns: Mapping[str, Tensor]) -> None: ...
