@@ -29,7 +29,7 @@ ROWS = {"medium-expert": 1_998_000, "medium": 998_000, "umaze": 998_000}
 def labels(folders: Sequence[Path]) -> list[str]:
     """Each set's name: "rebuilt", and whether it has as many rows as D4RL's own, to within the last episodes."""
     found = {}
-    for folder in folders:
+    for folder in (folder for folder in folders if (folder / "config.json").exists()):
         config = read_config(folder)
         data, behaviour = config["dataset"], config["run"]["env_name"].partition("-")[2].rpartition("-v")[0]
         if "path" in data and data["source"] == data["path"]:

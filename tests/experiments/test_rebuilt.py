@@ -162,16 +162,18 @@ def test_the_command_line(tmp_path, capsys):
 # --- What is shown --------------------------------------------------------------------------------------
 
 
-def known_run(base: Path, scores: Sequence[float], algo: str, seed: int, env_name: str = "hopper-medium-v2") -> Path:
+def known_run(
+    base: Path, scores: Sequence[float], algo: str, seed: int, env_name: str = "hopper-medium-v2", steps: int = 0
+) -> Path:
     path = f"/sets/{env_name}.hdf5"
     dataset = {"source": path, "path": path, "rows": ROWS[env_name], "behaviour_score": 51.56}
     return make_run(base, scores, algo=algo, seed=seed, env_name=env_name, dataset=dataset, num_epochs=2000,
-                    run_options={"max_steps": 20 * len(scores)})  # fmt: skip
+                    run_options={"max_steps": steps or 20 * len(scores)})  # fmt: skip
 
 
-def shown(base: Path) -> tuple[list[str], Table]:
-    labels = rebuilt.labels(sorted(path.parent for path in base.rglob("config.json")))
-    report = make_report([base], Labels.parse(labels), Choice(), extra=rebuilt.tables)
+def shown(base: Path, partial: bool = False) -> tuple[list[str], Table]:
+    labels = rebuilt.labels([base, *sorted(path.parent for path in base.rglob("config.json"))])
+    report = make_report([base], Labels.parse(labels), Choice(), partial=partial, extra=rebuilt.tables)
     return report.labels, report.tables("rebuilt, full size")[-1]
 
 
@@ -207,6 +209,16 @@ def test_a_method_that_went_further_is_compared_where_the_others_are(tmp_path):
         ("140", "last"): ["71.0 ± 0.0", "", "51.6"],
     }
     assert list(table.rows[1][4:6]) == ["31.0 ± 0.0", "30.0 ± 0.0"]  # of the five at or before step 100
+
+
+def test_an_unfinished_method_says_how_far_it_is(tmp_path):
+    known_run(tmp_path, [10, 20, 30], "dtql", 0)
+    known_run(tmp_path, [10, 20], "diffcps", 0, steps=60)
+    _, table = shown(tmp_path)
+    assert list(table.columns[4:]) == ["dtql", "the data"]
+    _, table = shown(tmp_path, partial=True)
+    assert list(table.rows[0][2:]) == ["60", "last", "20.0 (at 40)", "30.0", "51.6"]
+    assert list(table.rows[1][3:]) == ["mean of last 5", "–", "–", ""]
 
 
 def played(folder: Path, step: int, scores: Sequence[float], eval_seeds: str = "fresh") -> None:
