@@ -76,8 +76,8 @@ _CAPTIONS = {
     "or three seeds reaches from the least to the largest. Dotted: the mean of the data's own episodes.",
     "sensitivity": "Mean normalised score over seeds against a setting; bars: 95 % bootstrap interval of that mean, "
     "which with two or three seeds reaches from the least to the largest.",
-    "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, and the mean of Q at the "
-    "policy's actions; mean over seeds, shaded: from the least to the largest seed.",
+    "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, and mean Q, that of the "
+    "critics' targets; mean over seeds, shaded: from the least to the largest seed.",
     "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold, on the tasks that all "
     "of the methods have; shaded: 95 % stratified bootstrap interval.",
 }
