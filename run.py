@@ -41,6 +41,7 @@ def train(t: Training) -> None:
     may come at any step: what an epoch's end still lacks then is done by the process that resumes.
     """
     t.stop.answer = t.answer
+    t.journal.bar.begin(t.agent.first_step, t.total_steps, t.now)
     if not all((folder / checkpoint.CURRENT).exists() for folder in t.folders):
         t.saver.save()  # before anything else: no folder ever has evaluations and nothing to continue from
     saved = not collect(t)  # begun before the run was resumed
@@ -72,7 +73,7 @@ def write_metrics(t: Training, steps: int, started: float) -> None:
     """A row per seed. Reading the metrics waits for the device, so the time includes all queued work."""
     means = {name: value.cpu().numpy() for name, value in t.runner.metrics().items()}
     rate, running = steps / (time.perf_counter() - started), t.watch.running.copy()
-    t.journal.metrics(t.agent.step, steps, means, rate, running, t.watch.look(means))
+    t.journal.metrics(t.agent.step, means, rate, running, t.watch.look(means))
 
 
 def collect(t: Training, wait: bool = False) -> bool:

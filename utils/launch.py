@@ -15,12 +15,13 @@ import torch
 
 from utils import sources
 from utils.making import Agents, make_agent
-from utils.options import parse_seeds, resolve_device, resolve_settings, steps_to_train
+from utils.options import parse_seeds, resolve_device, resolve_settings, run_folder, steps_to_train
 from utils.process import Stop
 from utils.runs import checkpoint
-from utils.runs.folder import describe_run, note_execution, owner, prepare_folders, recorded
+from utils.runs.folder import check_folders, describe_run, note_execution, owner, prepare_folders, recorded
 from utils.runs.journal import Journal
 from utils.runs.locks import RunLock
+from utils.runs.progress import Bar, Now
 from utils.seeding import torch_generators
 from utils.training.capture import acting, choose_mode
 from utils.training.evaluation import Evaluator
@@ -29,6 +30,8 @@ from utils.training.interfaces import Learner
 from utils.training.memory import keep_freed_memory
 from utils.training.runner import Runner
 from utils.training.threads import choose as choose_threads
+
+PREPARING = {"compile": "compiling, which takes about a minute:", "graph": "capturing CUDA graphs:"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,21 @@ class Training:
         """Whether the last step was taken, its metrics were read, and its evaluation has come in."""
         pending = self.runner.unread or (self.evaluator is not None and self.evaluator.under_way)
         return self.agent.step >= self.total_steps and not pending
+
+    @property
+    def evaluations_left(self) -> int:
+        """Evaluations that the steps still wait for, that which is under way included."""
+        if self.evaluator is None or self.evaluator.beside:
+            return 0
+        length, interval = self.config.num_steps_per_epoch, self.config.eval_interval
+        done, last = max(self.agent.step, 0) // length, self.total_steps // length
+        return -(-last // interval) - done // interval + self.evaluator.under_way
+
+    def now(self) -> Now:
+        """How far this is, for the progress bar."""
+        share = self.evaluator.share if self.evaluator is not None else None
+        beside = self.evaluator is not None and self.evaluator.beside
+        return Now(self.agent.step, self.evaluations_left, share, beside, self.runner.planned)
 
     @property
     def left_in_epoch(self) -> int:
@@ -106,35 +124,42 @@ class Saver:
 
 
 def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
-    """Data, agent, environments, folders and logs. Raises UserError for what the user can fix."""
+    """Data, agent, environments, folders and logs; what is cheap to check first. Raises UserError for what the user can
+    fix."""
     seeds, device = parse_seeds(options.seeds, options.seed), resolve_device(options.device)
     config, settings = resolve_settings(options)
-    total_steps = steps_to_train(options, config)
+    total_steps, folders = steps_to_train(options, config), [run_folder(options) / f"seed_{seed}" for seed in seeds]
     source = sources.choose(options.env_name, options.dataset, options.backend, options.local_size, not options.quiet)
-    folders = [Path(options.dir) / options.algo / options.env_name / f"seed_{seed}" for seed in seeds]
+    held = partial(recorded, folders if options.resume else ())  # a resumed run keeps what it began with
+    mode, why = choose_mode(options.execution, device, total_steps, held("execution", str))
+    check_folders(folders, options.resume, options.overwrite)
     if options.threads != "auto":  # for the data, too
         torch.set_num_threads(options.threads)
-    dataset = source.load()
+    dataset, title = source.load(), f"{options.algo} {options.env_name}"
     keep_freed_memory(device)
     with ExitStack() as stack:
+        bar = stack.enter_context(closing(Bar(options.quiet)))
+        bar.note(f"{title}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, {device}: {dataset.size:,} "
+                 f"transitions ({dataset.source})")  # fmt: skip
         stack.enter_context(closing(RunLock(folders)))
         tuned, environments = dataset.tuned(config.reward_tune), source.environments(len(seeds) * config.eval_episodes)
-        held = partial(recorded, folders if options.resume else ())  # a resumed run keeps what it began with
-        mode, why = choose_mode(options.execution, device, total_steps, held("execution", str))
         sizes = (dataset.state_dim, dataset.action_dim, environments.max_action if environments else 1.0)
         make = partial(make_agent, agents[options.algo], sizes, config, seeds, device, options.precision)
         agent = make(options.load_published)
         table, used = tuned.batches_to(device, agent.windows), held("threads", int)
-        threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size, total_steps)
-        runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
+        with bar.doing("timing threads"):
+            threads, so_many = choose_threads(options.threads, used, device, make, table, config.batch_size,
+                                              total_steps)  # fmt: skip
+        with bar.doing(PREPARING.get(mode, "preparing")):
+            runner = Runner(agent, table, config.batch_size, torch_generators(seeds, "training", device), mode)
+            evaluator = None
+            if environments is not None:
+                beside = device.type == "cuda" if options.eval_async is None else options.eval_async
+                if snapshot := make() if beside else None:
+                    snapshot.observe(table)  # what it keeps beside its networks
+                act, fresh = acting(snapshot or agent, runner.mode), options.eval_seeds == "fresh"
+                evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh, stop)))
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
-        evaluator = None
-        if environments is not None:
-            beside = device.type == "cuda" if options.eval_async is None else options.eval_async
-            if snapshot := make() if beside else None:
-                snapshot.observe(table)  # what it keeps beside its networks
-            act, fresh = acting(snapshot or agent, runner.mode), options.eval_seeds == "fresh"
-            evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh, stop)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
         about = dict(zip(("state_dim", "action_dim", "max_action"), sizes, strict=True))
         described = describe_run(settings, run, device, {"source": dataset.source, **about, **dataset.info})
@@ -145,13 +170,12 @@ def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
             checkpoint.restore(parts, states)
             if evaluator:
                 evaluator.resume([state.get("evaluation", {}) for state in states])
-        span, title = (agent.first_step, agent.step, total_steps), f"{options.algo} {options.env_name}"
-        journal = Journal(folders, agent.METRICS, agent.SHOWN, span, described["settings"], options.quiet, title)
+        shown = {"algo": options.algo, "env_name": options.env_name, "data": dataset.source, **described["settings"]}
+        journal = Journal(folders, agent.METRICS, agent.SHOWN, agent.step, [{**shown, "seed": k} for k in seeds], bar)
         stack.enter_context(closing(journal))
-        where = f"seeds {seeds}, {device}, {runner.mode} ({why}), threads {threads} ({so_many})"
-        journal.bar.note(f"{title}: {dataset.size:,} transitions ({dataset.source}), {where}")
+        bar.note(f"{runner.mode} ({why}), threads {threads} ({so_many})")
         if cost := agent.cost(config, dataset.state_dim, dataset.action_dim):
-            journal.bar.note(cost)
+            bar.note(cost)
         owners = [owner(config) for config in configs]
         saver = Saver(folders, parts, evaluator, owners, journal, options.checkpoint_interval, runner.mode,
                       step=agent.step)  # fmt: skip

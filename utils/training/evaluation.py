@@ -125,6 +125,11 @@ class Evaluator:
         self._begin(self.agent.step, played)
 
     @property
+    def beside(self) -> bool:
+        """Whether training goes on meanwhile."""
+        return self.snapshot is not None
+
+    @property
     def under_way(self) -> bool:
         """Whether an evaluation has begun that was not collected yet."""
         return self._begun is not None

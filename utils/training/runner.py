@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.data.dataset import Columns
 from utils.errors import UserError
@@ -25,7 +24,6 @@ from utils.training.capture import CapturedPeriod, compile_methods
 from utils.training.interfaces import Batches, Generators, Learner, Transitions, WholeTable
 
 _BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
-PLAN_SHOWN_AFTER = 5  # seconds after which a plan shows its progress, on a terminal
 
 
 class Runner:
@@ -87,6 +85,12 @@ class Runner:
         self._counts = dict.fromkeys(self._counts, 0)
         self.unread = 0
         return means
+
+    @property
+    def planned(self) -> int | None:
+        """Rows that were read for the plan that is being made; None where none is."""
+        reading = self._plan.reading if self._plan is not None else None
+        return None if reading is None else reading.rows
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """The transitions (or windows) at `indices` [S, B], with the columns that the agent planned, each [S, B, d]."""
@@ -210,11 +214,11 @@ class Runner:
 
 
 class _Counted:
-    """Transitions that move a progress bar by the rows that are read: sampling for each row can take hours on a CPU."""
+    """Transitions that count the rows that are read: sampling for each row can take hours on a CPU."""
 
-    def __init__(self, table: WholeTable, bar: tqdm[Any], stop: Callable[[], bool]) -> None:
-        self._table, self._bar, self._stop = table, bar, stop
-        self.size = table.size
+    def __init__(self, table: WholeTable, stop: Callable[[], bool]) -> None:
+        self._table, self._stop = table, stop
+        self.size, self.rows = table.size, 0
 
     @property
     def ends(self) -> Tensor:
@@ -223,7 +227,7 @@ class _Counted:
     def block(self, start: int, stop: int) -> dict[str, Tensor]:
         if self._stop():
             raise Abandoned
-        self._bar.update(stop - start)
+        self.rows += stop - start
         return self._table.block(start, stop)
 
 
@@ -236,6 +240,7 @@ class _Plan:
         self.generators = torch_generators(agent.seeds, "planning", table.device)
         self._before = [g.get_state() for g in self.generators]
         self._made_for: int | None = None
+        self.reading: _Counted | None = None  # while it is made
 
     def refresh(self, step: int, stop: Callable[[], bool]) -> None:
         """Make the columns that `step` reads, unless they are those at hand. Raises Abandoned once `stop` is true."""
@@ -243,12 +248,15 @@ class _Plan:
         if wanted is None or wanted == self._made_for:
             return
         self._before = [g.get_state() for g in self.generators]
-        with torch.no_grad(), tqdm(desc="plan", unit=" rows", delay=PLAN_SHOWN_AFTER, leave=False, disable=None) as bar:
-            try:
-                self.agent.plan(_Counted(self.table, bar, stop), self.generators, self.columns.views)
-            except Abandoned:
-                self._set_back()
-                raise
+        self.reading = _Counted(self.table, stop)
+        try:
+            with torch.no_grad():
+                self.agent.plan(self.reading, self.generators, self.columns.views)
+        except Abandoned:
+            self._set_back()
+            raise
+        finally:
+            self.reading = None
         self._made_for = wanted
 
     def _set_back(self) -> None:
