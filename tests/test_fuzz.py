@@ -26,10 +26,11 @@ from agents import AGENTS
 from benchmarks.soak.soak import tiny
 from tests import small
 from tests.small import d4rl_file
-from utils import options
+from utils import launch, options
 from utils.data import d4rl
 from utils.data.dataset import Dataset
 from utils.errors import UserError
+from utils.process import Stop
 from utils.runs import checkpoint
 from utils.runs.folder import prepare_folders
 from utils.runs.summary import summary_table
@@ -99,11 +100,11 @@ def reached(*_: object, **__: object) -> None:
 @pytest.fixture
 def shortened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Runs end where the agent is made; memory beyond some GiB cannot be had."""
-    choose = run.sources.choose
-    monkeypatch.setattr(run.sources, "choose", lambda *words: choose(*words) and AsFarAsTheAgent())
-    monkeypatch.setattr(run, "Runner", reached)
-    monkeypatch.setattr(run, "choose_threads", lambda *words: (1, "nothing is timed"))
-    monkeypatch.setattr(run, "keep_freed_memory", lambda device: None)
+    choose = launch.sources.choose
+    monkeypatch.setattr(launch.sources, "choose", lambda *words: choose(*words) and AsFarAsTheAgent())
+    monkeypatch.setattr(launch, "Runner", reached)
+    monkeypatch.setattr(launch, "choose_threads", lambda *words: (1, "nothing is timed"))
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda device: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.chdir(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -331,7 +332,7 @@ def test_a_checkpoint_of_any_other_form(finished: Path, data: st.DataObject) -> 
         inner[last] = wrong
     argv = tiny("bc", "0", str(finished / "hopper.hdf5"), finished / "other", "--overwrite")
     with contextlib.redirect_stdout(io.StringIO()):
-        training = run.setup(options.parse(argv, AGENTS))
+        training = launch.setup(options.parse(argv, AGENTS), AGENTS, Stop())
     with training.resources:
         one_line(lambda: checkpoint.restore(training.parts, [state]))
 

@@ -18,8 +18,9 @@ GROUND = {
     "utils.runs.columns",
 }  # fmt: skip
 UTILS = GROUND | {
-    "utils.behaviour", "utils.classic", "utils.data", "utils.describe", "utils.environments", "utils.options",
-    "utils.report", "utils.runs", "utils.sources", "utils.sweep", "utils.trained", "utils.training", "utils.video",
+    "utils.behaviour", "utils.classic", "utils.data", "utils.describe", "utils.environments", "utils.launch",
+    "utils.making", "utils.options", "utils.report", "utils.runs", "utils.sources", "utils.sweep", "utils.trained",
+    "utils.training", "utils.video",
 }  # fmt: skip
 LEARNING = {"hyperparameters", "agents", "agents.parts"} | UTILS
 
@@ -50,7 +51,11 @@ ALLOWED: dict[str, set[str]] = {
     "utils.report": GROUND | {"hyperparameters", "utils.options", "utils.runs"},
     "utils.sources": GROUND
     | {"hyperparameters", "utils.behaviour", "utils.classic", "utils.data", "utils.environments", "utils.training"},
-    "utils.trained": GROUND | {"hyperparameters", "utils.runs", "utils.sources", "utils.training", "utils.video"},
+    "utils.making": GROUND | {"utils.runs", "utils.training"},
+    "utils.trained": GROUND
+    | {"hyperparameters", "utils.making", "utils.runs", "utils.sources", "utils.training", "utils.video"},
+    "utils.launch": GROUND
+    | {"hyperparameters", "utils.making", "utils.options", "utils.runs", "utils.sources", "utils.training"},
     "utils.describe": GROUND | {"utils.behaviour", "utils.data", "utils.environments", "utils.options"},
     "run": LEARNING,
     "play": LEARNING,

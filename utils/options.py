@@ -8,15 +8,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm
 
 import hyperparameters
 from utils import tasks
 from utils.errors import UserError, user_errors
 from utils.files import first_line, print_any_text
-from utils.process import INTERRUPTED
+from utils.process import INTERRUPTED, Interrupted
 
 MAX_SEEDS = 1024
 LARGEST_FLOAT, LEAST_FLOAT = float(torch.finfo(torch.float32).max), float(torch.finfo(torch.float32).tiny)
@@ -48,6 +50,9 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     task.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     task.add_argument("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")
     task.add_argument("--max_steps", type=int, metavar="N", help="end after N steps of the schedule; --resume goes on")
+    task.add_argument(
+        "--max_minutes", type=float, metavar="M", help="end after M minutes with a checkpoint; --resume goes on"
+    )
     task.add_argument("--load_published", nargs="+", metavar="NAME=FILE", help="start from published weights")
     where = parser.add_argument_group("where and how to run")
     where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
@@ -84,6 +89,7 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     )
     out = parser.add_argument_group("what to leave")
     out.add_argument("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
+    out.add_argument("--name", default="", metavar="LABEL", help="DIR/LABEL/...: lets runs lie beside each other")
     out.add_argument(
         "--save_best_model",
         action="store_true",
@@ -131,6 +137,12 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
         raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps must be at least 1, not {options.max_steps}")
+    if options.name and (
+        Path(options.name).name != options.name or options.name[0] in ".-" or options.name in algorithms
+    ):
+        raise UserError(f"--name takes one word, which is no path and no algorithm, not {options.name!r}")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise UserError(f"--max_minutes must be above 0, not {options.max_minutes}")
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
@@ -168,6 +180,11 @@ def steps_to_train(options: argparse.Namespace, config: Any) -> int:
         raise UserError(f"--max_steps must be a multiple of num_steps_per_epoch, {config.num_steps_per_epoch}, "
                         f"not {options.max_steps}")  # fmt: skip
     return min(schedule, options.max_steps)
+
+
+def run_folder(options: argparse.Namespace) -> Path:
+    """Where the folders of a run's seeds lie."""
+    return Path(options.dir) / options.name / options.algo / options.env_name
 
 
 def config_table(options: argparse.Namespace, algorithms: Mapping[str, Any]) -> str:
@@ -248,9 +265,9 @@ def command_line(prog: str, act: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # a pager or `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return error.code if isinstance(error, Interrupted) else INTERRUPTED
     except Exception as error:
         if (line := out_of_memory(error)) is None:
             raise
@@ -276,7 +293,7 @@ def show_warnings_as_lines() -> None:
     """A warning is one line on stderr, without the source line that raised it; and any text can be shown."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)  # above a progress bar
 
     warnings.showwarning = show
     print_any_text()

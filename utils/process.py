@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TextIO
@@ -13,16 +16,39 @@ from typing import Any, TextIO
 INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
 
 
-class Stop:
-    """While entered, the first signal that asks the process to end is kept in `signal` for a loop to see.
+class Abandoned(Exception):
+    """Something long was left before its end, since the process is to stop."""
 
-    These are Ctrl-C, a cluster's SIGTERM, and SIGHUP of a terminal that is closed (unless nohup turned it off). A
-    second one ends the process at once.
+
+def never() -> bool:
+    """For what is never to stop."""
+    return False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end before there was anything to save. `code`: the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
+class Stop:
+    """While entered, a call says whether the process is to end: after a signal, or when its time is over.
+
+    Signals are Ctrl-C, a cluster's SIGTERM, and SIGHUP of a terminal that is closed (unless nohup turned it off). The
+    first is kept in `signal`, and answered on stderr at once; before there is something to save, `answer`, it raises
+    Interrupted. A second one ends the process as a kill does. minutes: of the process' time, from now on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: float | None = None) -> None:
         self.signal = 0
+        self.answer: Callable[[], str] | None = None
+        self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return bool(self.signal) or time.monotonic() >= self._deadline
 
     def __enter__(self) -> Stop:
         numbers = [signal.SIGINT, signal.SIGTERM]
@@ -39,8 +65,18 @@ class Stop:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            raise SystemExit(128 + number)
+            _say("ended at once")
+            os._exit(128 + number)  # nothing else: any file that is being written stays as a kill would leave it
         self.signal = number
+        if self.answer is None:
+            raise Interrupted(number)
+        _say(self.answer())
+
+
+def _say(line: str) -> None:
+    """A line on stderr, below a progress bar, from within a signal's handler: Python's own streams may be in use."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{chr(10) if os.isatty(2) else ''}run.py: {line}\n".encode())
 
 
 class _Lasting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from tqdm import tqdm
 import hyperparameters
 from utils import sources
 from utils.errors import UserError
+from utils.making import Agents, make_agent
 from utils.runs import checkpoint
 from utils.runs.folder import owner
 from utils.runs.reading import read_config
@@ -57,7 +58,7 @@ def find(place: Path) -> list[Path]:
 
 def load(
     paths: Sequence[Path],
-    agents: Mapping[str, Callable[..., Learner]],
+    agents: Agents,
     device: torch.device | str,
     changes: Mapping[str, Any] | None = None,
     backend: str = "",
@@ -81,7 +82,7 @@ def load(
 
 def _built(
     group: Sequence[Any],
-    agents: Mapping[str, Callable[..., Learner]],
+    agents: Agents,
     device: torch.device,
     changes: Mapping[str, Any],
     backend: str,
@@ -103,7 +104,8 @@ def _built(
         data = {name: getattr(environments, name) for name in SIZES}
     try:
         config = hyperparameters.get(algo, env_name, **described["settings"])
-        agent = agents[algo](*(data[name] for name in SIZES), config, [c["seed"] for c in configs], device)
+        sizes = (data["state_dim"], data["action_dim"], data["max_action"])
+        agent = make_agent(agents[algo], sizes, config, [c["seed"] for c in configs], device)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{paths[0].parent} cannot be built here: {error}") from error
     if agent.ACTS_BY_DATA:

@@ -18,6 +18,7 @@ from agents import AGENTS
 from benchmarks.soak.soak import difference, tiny
 from tests.small import d4rl_file
 from tests.training.making import make_runner
+from utils import launch
 from utils.report.__main__ import main as report
 from utils.runs import checkpoint
 from utils.runs.checkpoint import split
@@ -126,18 +127,18 @@ class Faulty(Runner):
 
     LOST: tuple[int, ...] = ()
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, *until: Callable[[], bool]) -> None:
         if self.agent.step == STEPS:
             for seed in self.LOST:
                 spoil(self.agent, seed)
-        super().run(steps)
+        super().run(steps, *until)
 
 
 @pytest.fixture
 def losing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def lose(*seeds: int) -> None:
         monkeypatch.setattr(Faulty, "LOST", seeds)
-        monkeypatch.setattr(run, "Runner", Faulty)
+        monkeypatch.setattr(launch, "Runner", Faulty)
 
     return lose
 
@@ -198,7 +199,7 @@ def test_when_no_seed_is_left_the_run_ends_with_code_1(
 def test_values_that_run_away_are_in_the_log_once_and_counted(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "value_bound", lambda rewards, discount: 1e-9)
+    monkeypatch.setattr(launch, "value_bound", lambda rewards, discount: 1e-9)
     assert run.main(tiny("td3_bc", "0,1", data, tmp_path, "--num_epochs", "1")) == 0
     assert capsys.readouterr().err.count("runaway: q_mean") == 2
     assert run.main(tiny("td3_bc", "0,1", data, tmp_path, "--resume")) == 0

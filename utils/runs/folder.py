@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from utils.errors import UserError
+from utils.files import first_line
 from utils.runs import checkpoint
 from utils.runs.columns import (
     EVALUATION_COLUMNS,
@@ -24,6 +25,7 @@ from utils.runs.columns import (
     METRICS_FILE,
     PLAYED_FILE,
 )
+from utils.runs.locks import RunLock, lock_of
 from utils.runs.log import write_json
 from utils.runs.reading import read_config, read_evaluations, read_header, read_metrics
 
@@ -103,6 +105,45 @@ def recorded(folders: Sequence[Path], name: str, kind: type[T]) -> T | None:
     return None
 
 
+def check_held(folders: Sequence[Path], resume: bool, overwrite: bool) -> list[Path]:
+    """The folders that hold a run. Raises UserError where that cannot be, or is not what was asked for."""
+    held = [folder for folder in folders if any((folder / name).exists() for name in LEFT)]
+    new = [folder for folder in folders if folder not in held]
+    apart = f"--seeds {','.join(folder.name.removeprefix('seed_') for folder in new)}"
+    names = ", ".join(folder.name for folder in held)
+    if held and new and not (resume or overwrite):
+        raise UserError(f"{held[0].parent} holds a run of {names} already; add the other seeds with {apart}, or use "
+                        "--name LABEL for a run beside it")  # fmt: skip
+    if held and not (resume or overwrite):
+        raise UserError(f"{held[0]} holds a run already; use --resume to go on with it, --name LABEL for a run beside "
+                        "it, or --overwrite to delete it")  # fmt: skip
+    saved = any((folder / name).exists() for folder in held for name in (checkpoint.CURRENT, checkpoint.PREVIOUS))
+    if saved and new and resume:
+        raise UserError(f"{held[0].parent} holds a run of {names} alone: begin the other seeds apart, with {apart} and "
+                        "without --resume")  # fmt: skip
+    return held
+
+
+def check_folders(folders: Sequence[Path], resume: bool, overwrite: bool) -> None:
+    """Whether a run can be written there, before anything is: nothing is made or changed.
+
+    Raises UserError as `check_held`, for a folder that cannot be made or written, and one that is in use.
+    """
+    try:
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(folder / checkpoint.TEMPORARY)
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise UserError(f"cannot write {folder}: {there} may not be written")
+        check_held(folders, resume, overwrite)
+        RunLock([folder for folder in folders if lock_of(folder).exists()]).close()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot write {folder}: {first_line(error)}") from error
+
+
 def prepare_folders(
     folders: Sequence[Path], configs: Sequence[Mapping[str, Any]], resume: bool, overwrite: bool
 ) -> list[dict[str, Any]] | None:
@@ -115,10 +156,7 @@ def prepare_folders(
     its numbers, where its logs are not those that the checkpoint was written with, or as
     `checkpoint.load_newest_common`.
     """
-    held = [folder for folder in folders if any((folder / name).exists() for name in LEFT)]
-    if held and not (resume or overwrite):
-        raise UserError(f"{held[0]} holds a run already; use --resume, --overwrite or another --dir")
-    states = None
+    held, states = check_held(folders, resume, overwrite), None
     if resume:
         for folder, config in zip(folders, configs, strict=True):
             if folder in held:

@@ -37,9 +37,14 @@ class RunLock:
         self._held.close()
 
 
+def lock_of(folder: Path) -> Path:
+    """A folder's lock file."""
+    return folder.parent / f".{folder.name}.lock"
+
+
 def _lock(folder: Path, held: contextlib.ExitStack) -> None:
     """Take one folder's lock, which `held` frees."""
-    path = folder.parent / f".{folder.name}.lock"
+    path = lock_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():

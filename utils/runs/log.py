@@ -1,4 +1,4 @@
-"""What a run writes while it goes: CSV files that every table is made from, TensorBoard, and the progress bar."""
+"""What a run writes while it goes: CSV files that every table is made from, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, first_line
@@ -183,30 +182,3 @@ def _group(name: str) -> str:
     if name.endswith("_grad_norm"):
         return "gradients"
     return "losses" if name.endswith("_loss") else "training"
-
-
-class Bar:
-    """The progress bar, or with `quiet` a line per evaluation, for logs."""
-
-    def __init__(self, total: int, start: int, quiet: bool, title: str) -> None:
-        self._quiet = quiet
-        self._bar = tqdm(
-            total=total, initial=start, unit="step", desc=title, disable=quiet, dynamic_ncols=True, smoothing=0.1
-        )
-        self._shown: dict[str, str] = {}
-
-    def advance(self, steps: int, **shown: float) -> None:
-        """Move on and show these numbers, the latest of each name."""
-        self._shown |= {name: f"{value:.3g}" for name, value in shown.items()}
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update(steps)
-
-    def note(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self._quiet:
-            print(line, flush=True)
-        else:
-            self._bar.write(line)
-
-    def close(self) -> None:
-        self._bar.close()

@@ -5,7 +5,7 @@ Returns stay as they are, a row per episode; every mean and normalised score is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import first_line
+from utils.process import Abandoned, never
 from utils.seeding import torch_generators
 from utils.training.interfaces import Environments, Generators, Learner, Policy
 
@@ -91,7 +92,9 @@ class Evaluator:
     snapshot: a second agent of the same kind, into which the weights are copied when an evaluation begins; None
     evaluates `agent` itself while the caller waits. Both ways give the same episodes. One evaluation runs at a time.
     act: how the evaluated agent acts (`capture.acting`). What it draws follows from the seed and the step, not
-    from earlier evaluations: it is the same alone and in company, and whatever became of other seeds.
+    from earlier evaluations: it is the same alone and in company, and whatever became of other seeds. stop: looked at
+    before every time step; once it is true what is being played is left, and stays under way, to be made again by a
+    process that resumes. `share`: of the time steps that are played by now; None between evaluations.
     """
 
     def __init__(
@@ -101,9 +104,12 @@ class Evaluator:
         act: Policy,
         environments: Environments,
         fresh: bool,
+        stop: Callable[[], bool] = never,
     ) -> None:
         self.agent, self.snapshot, self.act = agent, snapshot, act
         self.environments, self.fresh = environments, fresh
+        self.share: float | None = None
+        self._stop = stop
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluation")
         self._begun: _Begun | None = None
         on_gpu = snapshot is not None and agent.device.type == "cuda"
@@ -119,18 +125,31 @@ class Evaluator:
         self._begin(self.agent.step, played)
 
     @property
+    def beside(self) -> bool:
+        """Whether training goes on meanwhile."""
+        return self.snapshot is not None
+
+    @property
     def under_way(self) -> bool:
         """Whether an evaluation has begun that was not collected yet."""
         return self._begun is not None
 
     def collect(self, wait: bool) -> tuple[int, Episodes] | None:
-        """The step and episodes of the evaluation under way; None if there is none, or it is not done and not waited
-        for. An error that the evaluation raised is raised here.
+        """The step and episodes of the evaluation under way; None if there is none, it is not done and not waited for,
+        or it was left. An error that the evaluation raised is raised here.
         """
-        if self._begun is None or not (wait or self._begun.future.done()):
+        begun = self._begun
+        if begun is None:
             return None
-        begun, self._begun = self._begun, None
-        return begun.step, begun.future.result()
+        if begun.weights is not None:
+            self._play_again(begun, begun.weights)
+        if not (wait or begun.future.done()):
+            return None
+        self._begun = None
+        if (episodes := begun.future.result()) is None:
+            self._begun = begun
+            return None
+        return begun.step, episodes
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
@@ -138,14 +157,16 @@ class Evaluator:
         if self._begun is None:
             return {}
         evaluated, seeds = self.snapshot or self.agent, self.agent.num_seeds
-        weights = {name: network.flat.view(seeds, -1).clone() for name, network in evaluated.networks.items()}
+        flats = self._begun.weights or {name: network.flat for name, network in evaluated.networks.items()}
+        weights = {name: flat.view(seeds, -1).clone() for name, flat in flats.items()}
         return {"step": self._begun.step, "played": torch.as_tensor(self._begun.played), "networks": weights}
 
     @torch.no_grad()
     def resume(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Begin again what was under way when each seed was saved: its part of `state_dict`, {} where nothing was.
 
-        The agent has its state already. Raises UserError where a state is not of this agent.
+        Without a snapshot it is played when it is collected. The agent has its state already. Raises UserError where a
+        state is not of this agent.
         """
         try:
             if not any(map(bool, states)):
@@ -161,14 +182,15 @@ class Evaluator:
             reason = first_line(error)
             raise UserError(f"the checkpoint's evaluation does not fit this run ({reason}); "
                             "use --overwrite or another --dir") from error  # fmt: skip
-        _copy(weights, self.snapshot or self.agent)
-        self._begin(step, played)
         if self.snapshot is None:
-            _copy(own, self.agent)
+            self._begun = _Begun(step, played, Future(), weights)
+            return
+        _copy(weights, self.snapshot)
+        self._begin(step, played)
 
     def _begin(self, step: int, played: np.ndarray) -> None:
         """Evaluate what the snapshot, or without one the agent, holds."""
-        future: Future[Episodes]
+        future: Future[Episodes | None]
         if self.snapshot is None:
             future = Future()
             future.set_result(self._play(step, played))
@@ -178,25 +200,57 @@ class Evaluator:
             future = self._thread.submit(self._play, step, played)
         self._begun = _Begun(step, played, future)
 
-    def _play(self, step: int, played: np.ndarray) -> Episodes:
-        seeds, device = self.agent.seeds, self.agent.device
+    @torch.no_grad()
+    def _play_again(self, begun: _Begun, weights: Mapping[str, torch.Tensor]) -> None:
+        """Play what was resumed with its own weights, and give the agent those back that it has by now."""
+        own = {name: network.flat.clone() for name, network in self.agent.networks.items()}
+        _copy(weights, self.agent)
+        try:
+            episodes = self._play(begun.step, begun.played)
+        finally:
+            _copy(own, self.agent)
+        if episodes is not None:
+            begun.weights = None
+        begun.future = Future()
+        begun.future.set_result(episodes)
+
+    def _play(self, step: int, played: np.ndarray) -> Episodes | None:
+        """An evaluation's episodes; None where it was left before its end."""
+        seeds, device, limit, done = self.agent.seeds, self.agent.device, self.environments.max_episode_steps, 0
+
+        def act(states: torch.Tensor, rng: Generators, active: torch.Tensor | None) -> torch.Tensor:
+            nonlocal done
+            if self._stop():
+                raise Abandoned
+            self.share, done = done / limit, done + 1
+            return self.act(states, rng, active)
+
         rngs = environment_rngs(seeds, step, self.fresh)
         generators = acting_generators(seeds, step, device)
-        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-            return evaluate(self.act, self.environments, seeds, rngs, generators, device, played)
+        try:
+            with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+                return evaluate(act, self.environments, seeds, rngs, generators, device, played)
+        except Abandoned:
+            return None
+        finally:
+            self.share = None
 
     def close(self) -> None:
-        """Wait for what is under way, and end the thread."""
+        """Wait for what is under way, unless it is to stop, and end the thread."""
         self._thread.shutdown()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Begun:
-    """An evaluation under way: of which step, which seeds [S] play, and what comes of it."""
+    """An evaluation under way: of which step, which seeds [S] play, and what comes of it, None where it was left.
+
+    weights: those of a resumed one that is still to be played in the agent's place.
+    """
 
     step: int
     played: np.ndarray
-    future: Future[Episodes]
+    future: Future[Episodes | None]
+    weights: Mapping[str, torch.Tensor] | None = None
 
 
 @torch.no_grad()

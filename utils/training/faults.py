@@ -47,14 +47,14 @@ class Watch:
         self.agent, self.bound = agent, bound
         self.running = np.ones(agent.num_seeds, dtype=bool)
         self.announced = np.zeros(agent.num_seeds, dtype=bool)  # seeds whose values have run away
-        self._finite = agent.state_dict()
+        self._finite, self._looked = agent.state_dict(), agent.step
 
     def look(self, means: Mapping[str, np.ndarray]) -> list[str]:
         """Take a look at each metric's mean [S] and at the agent's state. What happened to each seed, mostly "".
 
         What happened is also said in a warning.
         """
-        state = self.agent.state_dict()
+        state, self._looked = self.agent.state_dict(), self.agent.step
         names = [name for name, _ in _tensors(state)]
         finite = torch.stack([_finite(tensor) for _, tensor in _tensors(state)]).cpu().numpy()  # [tensors, S]
         events = []
@@ -83,14 +83,20 @@ class Watch:
             return f"{RUNAWAY}: {Q_METRIC} {value:.3g} beyond {self.bound:.3g}"
         return ""
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Flags per seed."""
-        return {"running": torch.as_tensor(self.running), "announced": torch.as_tensor(self.announced)}
+    def state_dict(self) -> dict[str, Any]:
+        """Flags per seed; between two looks also the finite state of the last."""
+        flags = {"running": torch.as_tensor(self.running), "announced": torch.as_tensor(self.announced)}
+        return flags if self.agent.step == self._looked else {**flags, "finite": self._finite, "looked": self._looked}
 
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue, the agent having its state already."""
         self.running, self.announced = saved["running"].numpy().copy(), saved["announced"].numpy().copy()
-        self._finite = self.agent.state_dict()
+        self._finite, self._looked = self.agent.state_dict(), self.agent.step
+        if "finite" in saved:
+            now = self._finite
+            self.agent.load_state_dict(saved["finite"])  # which checks it, and brings it to the device
+            self._finite, self._looked = self.agent.state_dict(), int(saved["looked"])
+            self.agent.load_state_dict(now)
 
 
 def _tensors(state: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Tensor]]:

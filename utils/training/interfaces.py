@@ -67,6 +67,15 @@ class Learner(Protocol):
     @property
     def networks(self) -> Mapping[str, Weights]: ...
 
+    # --- What a run shows
+    @property
+    def first_step(self) -> int: ...
+    @property
+    def METRICS(self) -> Sequence[str]: ...
+    @property
+    def SHOWN(self) -> Sequence[str]: ...  # those of them that the progress bar shows
+    def cost(self, config: Any, state_dim: int, action_dim: int) -> str: ...  # what acting costs, in a line, or ""
+
     # --- The update
     @property
     def not_due(self) -> Tensor: ...  # what `update` returns, this very tensor, for a metric that was not due
@@ -105,6 +114,7 @@ class Learner(Protocol):
     # --- State
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+    def load_published(self, networks: Mapping[str, Any]) -> None: ...
     def published_state(self) -> list[dict[str, Any]]: ...  # each seed's weights by name
 
 

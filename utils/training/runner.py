@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.data.dataset import Columns
 from utils.errors import UserError
 from utils.files import first_line
+from utils.process import Abandoned, never
 from utils.seeding import torch_generators
 from utils.training.capture import CapturedPeriod, compile_methods
 from utils.training.interfaces import Batches, Generators, Learner, Transitions, WholeTable
 
 _BLOCK = 20  # steps whose random numbers are drawn at once; rounded up to a whole number of periods
-PLAN_SHOWN_AFTER = 5  # seconds after which a plan shows its progress, on a terminal
 
 
 class Runner:
@@ -49,6 +48,7 @@ class Runner:
         except ValueError as error:
             raise UserError(str(error)) from error
         self._plan = _Plan(agent, cast(Transitions, table)) if agent.planned else None
+        self.unread = 0  # steps whose metrics `metrics` has not returned yet
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         if mode in ("compile", "graph"):
@@ -60,13 +60,22 @@ class Runner:
 
     # --- Running -----------------------------------------------------------------------------------
 
-    def run(self, steps: int) -> None:
-        """`steps` gradient steps; their metrics are added to what `metrics` returns next."""
-        while steps > 0:
-            self._refill()
-            done = self._run_some(min(steps, self.block - self._position))
-            self._position += done
-            steps -= done
+    def run(self, steps: int, stop: Callable[[], bool] = never, pause: Callable[[], bool] = never) -> None:
+        """`steps` gradient steps; their metrics are added to what `metrics` returns next.
+
+        Fewer once one of the two is true between two steps or captured periods; `stop` also leaves a plan.
+        """
+        try:
+            while steps > 0 and not stop():
+                self._refill()
+                done = self._run_some(min(steps, self.block - self._position), stop)
+                self._position += done
+                self.unread += done
+                steps -= done
+                if pause():
+                    return
+        except Abandoned:  # a plan, which is made anew
+            pass
 
     def metrics(self) -> dict[str, Tensor]:
         """Each metric's mean [S] over the steps since the last call at which it was due. Starts anew."""
@@ -74,18 +83,25 @@ class Runner:
         for total in self._sums.values():
             total.zero_()
         self._counts = dict.fromkeys(self._counts, 0)
+        self.unread = 0
         return means
+
+    @property
+    def planned(self) -> int | None:
+        """Rows that were read for the plan that is being made; None where none is."""
+        reading = self._plan.reading if self._plan is not None else None
+        return None if reading is None else reading.rows
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """The transitions (or windows) at `indices` [S, B], with the columns that the agent planned, each [S, B, d]."""
         batch = self.table.gather(indices)
         return batch if self._plan is None else batch | self._plan.columns.gather(indices)
 
-    def _run_some(self, steps: int) -> int:
+    def _run_some(self, steps: int, stop: Callable[[], bool]) -> int:
         """Up to `steps` steps from the current block; returns how many."""
         agent, at = self.agent, self._position
         if self._plan is not None:
-            self._plan.refresh(agent.step)
+            self._plan.refresh(agent.step, stop)
         if self.mode == "graph" and steps >= agent.period and self._one_graph_holds(agent.step):
             period = slice(at, at + agent.period)
             if self._replay(self._indices[period], {name: draws[period] for name, draws in self._draws.items()}):
@@ -169,10 +185,14 @@ class Runner:
     # --- State -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Generators as they stood before the current block, how much of it is used up, and the plan."""
+        """Generators as they stood before the current block, how much of it is used up, the metrics that were not
+        read yet, and the plan."""
         used_up = self._position >= self.block
         states = [g.get_state() for g in self.generators] if used_up else self._before_block
-        state = {"generators": torch.stack(list(states)), "position": self._position}
+        counts = {name: count for name, count in self._counts.items() if count}
+        sums = {name: self._sums[name].clone() for name in counts}
+        metrics = {"unread": self.unread, "sums": sums, "counts": counts}
+        state = {"generators": torch.stack(list(states)), "position": self._position, **metrics}
         return state if self._plan is None else {**state, "plan": self._plan.state_dict()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -186,21 +206,28 @@ class Runner:
         for generator, state in zip(self.generators, self._before_block, strict=True):
             generator.set_state(state)
         self._position, self._drawn = int(saved["position"]), False
+        self.unread = int(saved.get("unread", 0))  # earlier versions saved at an epoch's end only
+        self._counts = {name: int(count) for name, count in saved.get("counts", {}).items()}
+        self._sums = {name: saved["sums"][name].to(self.agent.device, copy=True) for name in self._counts}
+        if any(total.shape != (self.agent.num_seeds,) for total in self._sums.values()):
+            raise ValueError("its metrics are not those of these seeds")
 
 
 class _Counted:
-    """Transitions that move a progress bar by the rows that are read: sampling for each row can take hours on a CPU."""
+    """Transitions that count the rows that are read: sampling for each row can take hours on a CPU."""
 
-    def __init__(self, table: WholeTable, bar: tqdm[Any]) -> None:
-        self._table, self._bar = table, bar
-        self.size = table.size
+    def __init__(self, table: WholeTable, stop: Callable[[], bool]) -> None:
+        self._table, self._stop = table, stop
+        self.size, self.rows = table.size, 0
 
     @property
     def ends(self) -> Tensor:
         return self._table.ends
 
     def block(self, start: int, stop: int) -> dict[str, Tensor]:
-        self._bar.update(stop - start)
+        if self._stop():
+            raise Abandoned
+        self.rows += stop - start
         return self._table.block(start, stop)
 
 
@@ -213,16 +240,28 @@ class _Plan:
         self.generators = torch_generators(agent.seeds, "planning", table.device)
         self._before = [g.get_state() for g in self.generators]
         self._made_for: int | None = None
+        self.reading: _Counted | None = None  # while it is made
 
-    def refresh(self, step: int) -> None:
-        """Make the columns that `step` reads, unless they are those at hand."""
+    def refresh(self, step: int, stop: Callable[[], bool]) -> None:
+        """Make the columns that `step` reads, unless they are those at hand. Raises Abandoned once `stop` is true."""
         wanted = self.agent.plan_step(step)
         if wanted is None or wanted == self._made_for:
             return
         self._before = [g.get_state() for g in self.generators]
-        with torch.no_grad(), tqdm(desc="plan", unit=" rows", delay=PLAN_SHOWN_AFTER, leave=False, disable=None) as bar:
-            self.agent.plan(_Counted(self.table, bar), self.generators, self.columns.views)
+        self.reading = _Counted(self.table, stop)
+        try:
+            with torch.no_grad():
+                self.agent.plan(self.reading, self.generators, self.columns.views)
+        except Abandoned:
+            self._set_back()
+            raise
+        finally:
+            self.reading = None
         self._made_for = wanted
+
+    def _set_back(self) -> None:
+        for generator, state in zip(self.generators, self._before, strict=True):
+            generator.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
         """The columns and the generators; of a plan that can be repeated only the generators as they were before it."""
@@ -237,8 +276,7 @@ class _Plan:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue exactly; a plan that was not saved is made at the next step."""
         self._before = [state.clone() for state in saved["generators"]]
-        for generator, state in zip(self.generators, self._before, strict=True):
-            generator.set_state(state)
+        self._set_back()
         self._made_for = saved.get("made_for")
         if self._made_for is not None:
             there, here = tuple(saved["columns"].shape), tuple(self.columns.rows.shape)
