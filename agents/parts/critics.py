@@ -20,8 +20,8 @@ from agents.parts.layers import (
 )
 from agents.parts.parameters import Network, Parameters, Sizes
 
-# Rows that a critic takes at once on a CPU where there are several actions per state. What a layer gives for CQL's
-# 7,936 rows, 16 MiB, would go to memory and back at every layer; for 1,024 rows it stays in the cache.
+# Rows that a critic learns from at once on a CPU where there are several actions per state. What a layer gives for
+# CQL's 7,936 rows, 16 MiB, would go to memory and back at every layer; for 1,024 rows it stays in the cache.
 ROWS = 2**10
 
 
@@ -125,10 +125,13 @@ class ValueNetwork(Chain):
 
 
 def _pieces(states: Tensor, actions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """So many states at a time, with their actions, that a CPU's cache holds what a layer gives for them."""
+    """So many states at a time, with their actions, that a CPU's cache holds what a layer gives for them.
+
+    Only where a gradient is wanted: acting has pieces of its own (`Agent.actions_in_chunks`).
+    """
     repeats = actions.shape[1] // states.shape[1]
     at_once = max(1, ROWS // repeats)
-    if repeats == 1 or states.shape[1] <= at_once or states.device.type != "cpu":
+    if repeats == 1 or states.shape[1] <= at_once or states.device.type != "cpu" or not torch.is_grad_enabled():
         return [(states, actions)]
     return list(zip(states.split(at_once, dim=1), actions.split(at_once * repeats, dim=1), strict=True))
 

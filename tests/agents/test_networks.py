@@ -156,6 +156,8 @@ def test_a_critic_takes_many_actions_per_state_some_states_at_a_time(monkeypatch
         for at_once in (10**9, rows):
             monkeypatch.setattr(critics, "ROWS", at_once)
             assert len(critics._pieces(s, a)) == (pieces if at_once == rows else 1)
+            with torch.no_grad():
+                assert len(critics._pieces(s, a)) == 1
             values = critic(s, a)
             outcomes.append((values, *gradients((values * weights).sum(dim=(1, 2)), [critic.parameters])))
         torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-6)
