@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import hyperparameters
 from agents import AGENTS
+from agents.parts import critics
 from agents.parts.critics import TwinCritic
 from agents.parts.diffusion import NoiseNetwork
 from agents.parts.layers import linear, mish, sinusoidal_embedding
@@ -140,3 +141,23 @@ def test_hidden_dim_is_the_width_of_every_hidden_layer(algo: str) -> None:
     matrices = [s for p in agent.networks.values() for s in p.shapes.values() if len(s) == 2]
     assert any(24 in shape for shape in matrices) and all(256 not in shape for shape in matrices)
     assert agent.act(torch.zeros(1, 2, 11), torch.Generator()).shape == (1, 2, 3)
+
+
+def test_a_critic_takes_many_actions_per_state_some_states_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values and gradients; a state's actions stay together, whatever the number of states."""
+    generator = torch.Generator().manual_seed(0)
+    critic = TwinCritic(Sizes(5, 2, seeds=2), [16] * 2, torch.relu)
+    critic.initialize([generator, generator])
+    for states, repeats, rows, pieces in ((7, 3, 9, 3), (7, 3, 21, 1), (4, 3, 2, 4), (7, 1, 2, 1)):
+        s = torch.randn(2, states, 5, generator=generator)
+        a = torch.randn(2, states * repeats, 2, generator=generator)
+        weights = torch.randn(2, 2, states * repeats, generator=generator)
+        outcomes = []
+        for at_once in (10**9, rows):
+            monkeypatch.setattr(critics, "ROWS", at_once)
+            assert len(critics._pieces(s, a)) == (pieces if at_once == rows else 1)
+            with torch.no_grad():
+                assert len(critics._pieces(s, a)) == 1
+            values = critic(s, a)
+            outcomes.append((values, *gradients((values * weights).sum(dim=(1, 2)), [critic.parameters])))
+        torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-6)
