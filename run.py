@@ -10,10 +10,17 @@ from collections.abc import Sequence
 import utils.interrupts  # noqa: F401  first, for what follows takes seconds to import
 
 # isort: split
-from agents import AGENTS
-from utils.launch import Training, setup
+import hyperparameters
 from utils.options import command_line, config_table, parse
 from utils.process import Stop, lasting_output
+
+if __name__ == "__main__":  # --help and mistakes are answered before that
+    if code := command_line("run.py", lambda: parse(sys.argv[1:], hyperparameters.CONFIGS)):
+        sys.exit(code)
+
+# isort: split
+from agents import AGENTS
+from utils.launch import Training, setup
 from utils.runs import checkpoint
 from utils.runs.summary import show_scores
 
@@ -93,7 +100,7 @@ def show(t: Training) -> int:
     if not t.watch.running.any():
         print(f"run.py: no seed is left, their numbers are not finite: {t.folders[0].parent}", file=sys.stderr)
         return 1
-    show_scores(t.folders, f"{t.options.algo} on {t.options.env_name}", t.behaviour_score)
+    show_scores(t.folders, f"{t.options.algo} on {t.options.env_name}", t.behaviour_score, t.data)
     return 0
 
 

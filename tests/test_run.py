@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
@@ -20,10 +21,13 @@ import torch
 import hyperparameters
 import run
 from agents import AGENTS
+from benchmarks.soak.soak import tiny
 from tests.small import SHORT, d4rl_file
-from utils import options
+from utils import options, sources
 from utils.errors import UserError
-from utils.report.runs import Labels, read_run
+from utils.report.runs import Labels, find_runs, read_run
+from utils.runs.locks import RunLock
+from utils.runs.summary import all_seeds
 from utils.training import capture
 from utils.training.runner import Runner
 
@@ -278,6 +282,75 @@ def test_mistakes_on_the_command_line_are_one_line_and_code_2(
     assert "unknown execution" in fails(capsys, *TASK, "--dataset", data, *here, "--execution", "x")
     assert "NAME=FILE" in fails(capsys, *TASK, "--dataset", data, *here, "--load_published", "actor.pth")
     assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_misspelt_word_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean hopper-medium-v2?" in fails(capsys, "--env_name", "hoper-medium-v2")
+    assert "did you mean diffusion_ql?" in fails(capsys, "--algo", "difusion_ql")
+    assert "did you mean --kappa?" in fails(capsys, "--kapa", "1")
+    assert "did you mean --resume?" in fails(capsys, "--resum")
+    assert "--expectile is a setting of dtql, iql, idql; diffcps has none" in fails(capsys, "--expectile", "0.9")
+    assert "--no-max_q_backup is a setting of" in fails(capsys, "--algo", "bc", "--no-max_q_backup")
+    assert "--name takes one word" in fails(capsys, "--name", "a/b")
+    assert "--name takes one word" in fails(capsys, "--name", "bcq")
+    assert "--max_minutes must be above 0" in fails(capsys, "--max_minutes", "0")
+
+
+def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--tasks"])
+    assert stop.value.code == 0
+    listed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert tuple(listed) == hyperparameters.known_tasks()
+
+
+def test_help_and_mistakes_import_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for words, code in ((["--help"], 0), (["--tasks"], 0), (["--kapa", "1"], 2), (["--seeds", "1"], 1)):
+        command = [sys.executable, "run.py", *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, "torch was imported" in done.stderr) == (code, code == 1), (words, done.stderr)
+
+
+def test_folders_are_checked_before_data_are_read(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(tmp_path, data, "--seeds", "0,1", "--num_epochs", "1")
+    capsys.readouterr()
+    monkeypatch.setattr(sources.D4RL, "load", None)
+    here = [*TASK, "--dataset", data, *SHORT, "--dir"]
+    assert "holds a run already; use --resume" in fails(capsys, *here, str(tmp_path))
+    line = fails(capsys, *here, str(tmp_path), "--seeds", "0-3")
+    assert "seed_0, seed_1 already; add the other seeds with --seeds 2,3" in line and "--overwrite" not in line
+    line = fails(capsys, *here, str(tmp_path), "--seeds", "0-3", "--resume")
+    assert "begin the other seeds apart, with --seeds 2,3 and without --resume" in line and "--overwrite" not in line
+    assert "cannot write" in fails(capsys, *here, data)
+    assert "cannot write" in fails(capsys, *here, str(tmp_path / ("x" * 300)))
+    with closing(RunLock([folder / "seed_0"])):
+        assert "is in use by process" in fails(capsys, *here, str(tmp_path), "--resume")
+    assert not (folder / "seed_2").exists()
+
+
+def test_two_settings_of_one_algorithm_lie_side_by_side(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, data, "--num_epochs", "2")
+    train(tmp_path, data, "--num_epochs", "2", "--name", "tight", "--kappa", "0.01")
+    beside = tmp_path / "tight" / "diffcps" / "hopper-medium-v2"
+    assert read_run(beside / "seed_0", Labels()).settings["kappa"] == 0.01
+    assert (beside / "curve.png").exists()
+    found, _ = find_runs([tmp_path], Labels())
+    assert sorted(run.settings["kappa"] for run in found) == [0.01, 0.05]
+
+
+def test_the_curve_shows_all_seeds_of_the_same_settings(tmp_path: Path, data: str) -> None:
+    folder = tmp_path / "bc" / TASK[1]
+    for seed, more in ((10, []), (9, []), (1, ["--learning_rate", "0.01"]), (2, [])):
+        assert run.main([*tiny("bc", str(seed), data, tmp_path), *more]) == 0
+    (folder / "seed_3").mkdir()
+    assert [path.name for path in all_seeds([folder / "seed_2"])] == ["seed_2", "seed_9", "seed_10"]
+    assert [path.name for path in all_seeds([folder / "seed_1"])] == ["seed_1"]
 
 
 def test_bad_files_are_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ class Training:
     config: Any  # the algorithm's settings
     total_steps: int
     source: sources.Source
+    data: str  # where they came from
     behaviour_score: float | None  # the mean normalised return of the dataset's own episodes
     folders: Sequence[Path]
     agent: Learner
@@ -179,5 +180,5 @@ def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
         owners = [owner(config) for config in configs]
         saver = Saver(folders, parts, evaluator, owners, journal, options.checkpoint_interval, runner.mode,
                       step=agent.step)  # fmt: skip
-        return Training(options, config, total_steps, source, dataset.info.get("behaviour_score"), folders, agent,
-                        runner, watch, evaluator, journal, saver, stop, stack.pop_all())  # fmt: skip
+        return Training(options, config, total_steps, source, dataset.source, dataset.info.get("behaviour_score"),
+                        folders, agent, runner, watch, evaluator, journal, saver, stop, stack.pop_all())  # fmt: skip

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 import hyperparameters
@@ -20,8 +21,11 @@ from utils.errors import UserError, user_errors
 from utils.files import first_line, print_any_text
 from utils.process import INTERRUPTED, Interrupted
 
+if TYPE_CHECKING:  # seconds to import, and nothing to do with --help
+    import torch
+
 MAX_SEEDS = 1024
-LARGEST_FLOAT, LEAST_FLOAT = float(torch.finfo(torch.float32).max), float(torch.finfo(torch.float32).tiny)
+LARGEST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 LARGEST_INT = 2**63 - 1
 MAX_THREADS = 1024
 
@@ -38,68 +42,46 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     """All flags for one algorithm. A setting that is not given stays out of the result."""
     parser = Parser(
         prog="run.py",
+        usage="run.py --env_name TASK [--algo NAME] [--dataset SOURCE] [--seeds LIST] [flags]",
         description="Train an offline policy on a fixed dataset, evaluate as it goes, leave results.",
         epilog=f"The settings listed are those of --algo {algo}; other algorithms have others.",
         allow_abbrev=False,
     )
-    task = parser.add_argument_group("what to run")
-    task.add_argument("--env_name", default="halfcheetah-medium-v2", help="D4RL task (default: %(default)s)")
-    task.add_argument("--algo", default="diffcps", choices=list(algorithms), help="algorithm (default: %(default)s)")
-    task.add_argument("--dataset", metavar="SOURCE", help="local, minari:ID, a D4RL-format file or folder (D4RL's)")
-    task.add_argument("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
-    task.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    task.add_argument("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")
-    task.add_argument("--max_steps", type=int, metavar="N", help="end after N steps of the schedule; --resume goes on")
-    task.add_argument(
-        "--max_minutes", type=float, metavar="M", help="end after M minutes with a checkpoint; --resume goes on"
-    )
-    task.add_argument("--load_published", nargs="+", metavar="NAME=FILE", help="start from published weights")
-    where = parser.add_argument_group("where and how to run")
-    where.add_argument("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
-    where.add_argument("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
-    where.add_argument(
-        "--precision",
-        default="float32",
-        choices=("float32", "tf32", "bfloat16"),
-        help="of the update's matrix products: float32 (as published), tf32 (GPUs) or bfloat16 (docs/speed.md)",
-    )
-    where.add_argument(
-        "--threads",
-        type=thread_number,
-        default="auto",
-        metavar="NUMBER",
-        help="CPU threads, or auto: the fastest for a few steps (default: %(default)s)",
-    )
-    where.add_argument(
-        "--backend",
-        default="mujoco",
-        choices=("mujoco", "d4rl"),
-        help="evaluation environments: mujoco (D4RL's physics, current MuJoCo) or d4rl (the original stack)",
-    )
-    where.add_argument(
-        "--eval_seeds",
-        default="published",
-        choices=("published", "fresh"),
-        help="start states: published (seed + 100 at every evaluation) or fresh (new ones each time)",
-    )
-    where.add_argument(
-        "--eval_async",
-        action=argparse.BooleanOptionalAction,
-        help="evaluate in a thread while training goes on (default: on a GPU)",
-    )
-    out = parser.add_argument_group("what to leave")
-    out.add_argument("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
-    out.add_argument("--name", default="", metavar="LABEL", help="DIR/LABEL/...: lets runs lie beside each other")
-    out.add_argument(
-        "--save_best_model",
-        action="store_true",
-        help="save the weights under the published names at every evaluation (the published flag does the same)",
-    )
-    out.add_argument("--checkpoint_interval", type=float, default=10, help="minutes between checkpoints (%(default)s)")
-    out.add_argument("--resume", action="store_true", help="continue the run in this folder from its last checkpoint")
-    out.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in this folder")
-    out.add_argument("--quiet", action="store_true", help="no progress bar: one line an evaluation")
-    out.add_argument("--print_config", action="store_true", help="print the settings and their origins, then stop")
+    task = parser.add_argument_group("what to run, and where").add_argument
+    task("--env_name", default="halfcheetah-medium-v2", metavar="TASK", help="D4RL task (default: %(default)s)")
+    task("--tasks", action=_ListTasks, nargs=0, help="list the tasks, then stop")
+    task("--algo", default="diffcps", metavar="NAME", help=f"{', '.join(algorithms)} (default: %(default)s)")
+    task("--dataset", metavar="SOURCE", help="local, minari:ID, a D4RL-format file or folder (D4RL's)")
+    task("--seeds", metavar="LIST", help="several seeds at once: 0-4 or 0,3,7 (instead of --seed)")
+    task("--device", default="auto", help="auto, 0, cuda:1 or cpu (default: %(default)s)")
+    task("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
+    task("--name", default="", metavar="LABEL", help="DIR/LABEL instead: runs of other settings lie beside each other")
+    task("--resume", action="store_true", help="continue the run in this folder from its last checkpoint")
+    task("--overwrite", action="store_true", help="delete what an earlier run left in this folder")
+    task("--quiet", action="store_true", help="no progress bar: one line an evaluation")
+    task("--print_config", action="store_true", help="print the settings and their origins, then stop")
+    more = parser.add_argument_group("more of that").add_argument
+    # fmt: off
+    more("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    more("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
+    more("--max_steps", type=int, metavar="N", help="end after N steps of the schedule; --resume goes on")
+    more("--max_minutes", type=float, metavar="M", help="end after M minutes with a checkpoint; --resume goes on")
+    more("--load_published", nargs="+", metavar="NAME=FILE", help="start from published weights")
+    more("--save_best_model", action="store_true",
+         help="save the weights under the published names at every evaluation (the published flag does the same)")
+    more("--checkpoint_interval", type=float, default=10, help="minutes between checkpoints (%(default)s)")
+    more("--execution", default="auto", help="auto, eager, compile or graph (default: %(default)s)")
+    more("--precision", default="float32", choices=("float32", "tf32", "bfloat16"),
+         help="of the update's matrix products: float32 (as published), tf32 (GPUs) or bfloat16 (docs/speed.md)")
+    more("--threads", type=thread_number, default="auto", metavar="NUMBER",
+         help="CPU threads, or auto: the fastest for a few steps (default: %(default)s)")
+    more("--backend", default="mujoco", choices=("mujoco", "d4rl"),
+         help="evaluation environments: mujoco (D4RL's physics, current MuJoCo) or d4rl (the original stack)")
+    more("--eval_seeds", default="published", choices=("published", "fresh"),
+         help="start states: published (seed + 100 at every evaluation) or fresh (new ones each time)")
+    more("--eval_async", action=argparse.BooleanOptionalAction,
+         help="evaluate in a thread while training goes on (default: on a GPU)")
+    # fmt: on
     settings = parser.add_argument_group(f"settings of {algo} (default < domain < task < flag)")
     defaults = vars(hyperparameters.CONFIGS[algo]())
     for name, about in hyperparameters.settings(algo).items():
@@ -128,9 +110,16 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     """Parse a command line; the settings' flags depend on `--algo`."""
     algorithms = list(algorithms)
     first = Parser(prog="run.py", add_help=False, allow_abbrev=False)
-    first.add_argument("--algo", default="diffcps", choices=algorithms)
+    first.add_argument("--algo", default="diffcps")
     algo = first.parse_known_args(list(argv))[0].algo
-    options = build_parser(algo, algorithms).parse_args(argv)
+    if algo not in algorithms:
+        raise UserError(f"--algo: no algorithm {algo!r}; {nearest(algo, algorithms)}known: {', '.join(algorithms)}")
+    parser = build_parser(algo, algorithms)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_no_such_flag(unknown, algo, parser))
+    if options.env_name not in (known := hyperparameters.known_tasks()):
+        raise UserError(f"unknown task {options.env_name!r}; {nearest(options.env_name, known)}--tasks lists them")
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     if options.local_size >= 2**31:
@@ -146,6 +135,35 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     if not options.checkpoint_interval >= 0:
         raise UserError(f"--checkpoint_interval must be at least 0 minutes, not {options.checkpoint_interval}")
     return options
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of the known words; "" where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def _no_such_flag(unknown: Sequence[str], algo: str, parser: argparse.ArgumentParser) -> str:
+    """What is said of the first word that is no flag here: whose it is, or the nearest flag."""
+    word = next((word for word in unknown if word.startswith("--")), unknown[0])
+    flag = word.partition("=")[0]
+    name = flag.removeprefix("--").removeprefix("no-")
+    if owners := [other for other in hyperparameters.CONFIGS if name in hyperparameters.settings(other)]:
+        return f"{flag} is a setting of {', '.join(owners)}; {algo} has none of that name"
+    flags = [string for action in parser._actions for string in action.option_strings]
+    return f"unrecognized arguments: {' '.join(unknown)}; {nearest(flag, flags)}".rstrip("; ")
+
+
+class _ListTasks(argparse.Action):
+    """Prints the tasks, a line per domain, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        domains: dict[str, list[str]] = {}
+        for env_name in hyperparameters.known_tasks():
+            domains.setdefault(hyperparameters.domain(env_name), []).append(env_name)
+        for domain, names in domains.items():
+            print(f"{domain}:\n  " + "\n  ".join(names))
+        parser.exit()
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -230,6 +248,8 @@ def resolve_device(text: str) -> torch.device:
     A bare number falls back to the CPU with a warning where there is no CUDA at all, as the published code does; a
     device that was named but does not exist raises UserError.
     """
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "cpu":
         return torch.device("cpu")
@@ -250,8 +270,8 @@ def resolve_device(text: str) -> torch.device:
 # --- Around a command ---------------------------------------------------------------------------------
 
 
-def command_line(prog: str, act: Callable[[], int | None]) -> int:
-    """Run a command; its exit code, 0 for None.
+def command_line(prog: str, act: Callable[[], object]) -> int:
+    """Run a command; its exit code, 0 where it returns no number.
 
     2 and one line, `PROG: what is wrong`, for what the user can fix; 130 and one line after Ctrl-C.
     """
@@ -259,7 +279,7 @@ def command_line(prog: str, act: Callable[[], int | None]) -> int:
     try:
         code = act()
         print(end="", flush=True)
-        return code or 0
+        return code if isinstance(code, int) else 0
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
     except BrokenPipeError:  # a pager or `head` has seen enough
@@ -282,7 +302,7 @@ NO_MEMORY = ("not enough memory", "allocate memory", "size calculation overflowe
 def out_of_memory(error: Exception) -> str | None:
     """A line for the user if that is what `error` says, of a GPU or of this machine's own; else None."""
     text = first_line(error)
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if type(error).__name__ == "OutOfMemoryError":  # torch.cuda's
         return f"out of GPU memory; use fewer --seeds ({text})"
     if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
         return f"out of memory; use fewer --seeds or smaller sizes ({text})"

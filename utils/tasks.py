@@ -47,6 +47,13 @@ class Task:
         return "-".join(filter(None, parts))
 
     @property
+    def collectable(self) -> bool:
+        """Whether `utils.behaviour.local` can collect a set like it (`--dataset local`)."""
+        if self.domain == "locomotion":
+            return self.behaviour in ("medium", "medium-replay", "medium-expert")
+        return self.domain == "antmaze" and self.world in MAZE_STEPS and self.version != "v1"
+
+    @property
     def file_name(self) -> str:
         """The name under which d4rl keeps the file."""
         return self.url.rsplit("/", 1)[1]

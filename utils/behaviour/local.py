@@ -37,7 +37,6 @@ from utils.behaviour.policies import LinearPolicy, NoisyPolicy, Policy, UniformP
 from utils.data import d4rl
 from utils.data.dataset import Dataset
 from utils.environments import make_lockstep
-from utils.environments.antmaze import MAZES
 from utils.errors import UserError
 
 DEFAULT_SIZE = 100_000
@@ -57,13 +56,7 @@ _MIXTURES: dict[str, tuple[str, ...]] = {
 
 def ids() -> tuple[str, ...]:
     """The ids that can be collected: the paper's tasks, AntMaze in both versions."""
-    return tuple(name for name, task in tasks.TASKS.items() if _can_be_collected(task))
-
-
-def _can_be_collected(task: tasks.Task) -> bool:
-    if task.domain == "locomotion":
-        return task.behaviour in _MIXTURES
-    return task.domain == "antmaze" and task.world in MAZES and task.version != "v1"
+    return tuple(name for name, task in tasks.TASKS.items() if task.collectable)
 
 
 def behaviour_folder() -> Path:

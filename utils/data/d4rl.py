@@ -112,11 +112,11 @@ def _download(wanted: Task, target: Path) -> None:
     try:
         download(url, target, check)
     except UserError as error:
+        here = ", or train on data collected here with --dataset local" if wanted.collectable else ""
         raise UserError(
             f"{wanted.env_name}: no file {target}, and it cannot be downloaded ({error}). Fetch it on a machine that "
             f"can (wget -P {shlex.quote(str(folder))} {shlex.quote(url)}), or name a mirror with $D4RL_DATASET_URL, "
-            "the folder that has it with $D4RL_DATASET_DIR or the file with --dataset PATH, or train on data collected "
-            "here with --dataset local"
+            f"the folder that has it with $D4RL_DATASET_DIR or the file with --dataset PATH{here}"
         ) from error
 
 

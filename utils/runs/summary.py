@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.runs.columns import STOPPED
-from utils.runs.reading import read_events, scores_by_step
+from utils.runs.reading import read_config, read_events, scores_by_step
 
 LAST = 5  # evaluations in the "mean of the last" column
 
@@ -31,7 +33,7 @@ def summary_table(folders: Sequence[Path], behaviour_score: float | None = None)
             values = list(means.values())
             best = max(means, key=lambda step: means[step])
             row = (values[-1], float(np.mean(values[-LAST:])), means[best])
-            numbers = f"{row[0]:8.1f} {row[1]:15.1f} {row[2]:8.1f}  {best}"
+            numbers = _columns(row) + f"  {best}"
         if stopped is not None:
             numbers += f"  stopped at {stopped:,}: numbers not finite; in no mean"
         else:
@@ -40,11 +42,17 @@ def summary_table(folders: Sequence[Path], behaviour_score: float | None = None)
     if len(rows) > 1:
         mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0)
         for label, x in (("mean", mean), ("deviation", deviation)):
-            lines.append(f"{label:>10} {x[0]:8.1f} {x[1]:15.1f} {x[2]:8.1f}")
+            lines.append(f"{label:>10} {_columns(x)}")
     if behaviour_score is not None:
         lines.append(f"{'data':>10} {behaviour_score:8.1f}  mean of the episodes in the dataset")
     lines.append("Normalised scores. Best is chosen on test episodes: it is no estimate of what the policy will do.")
     return "\n".join(lines)
+
+
+def _columns(row: Sequence[float]) -> str:
+    """Last, mean of the last and best; a dash where nobody says what a score of 0 or 100 is."""
+    texts = [f"{value:.1f}" if np.isfinite(value) else "-" for value in row]
+    return f"{texts[0]:>8} {texts[1]:>15} {texts[2]:>8}"
 
 
 def _means(folder: Path) -> dict[int, float]:
@@ -71,7 +79,8 @@ def save_curve(folders: Sequence[Path], title: str, behaviour_score: float | Non
     axes.plot(steps, [np.mean([curve[s] for curve in whole]) for s in steps], "ko-", markersize=3, label="evaluation")
     if behaviour_score is not None:
         axes.axhline(behaviour_score, color="black", linestyle="--", linewidth=1, label="the data's mean")
-    axes.set(xlabel="gradient step", ylabel="normalised score", title=title)
+    axes.set(xlabel="gradient step", ylabel="normalised score")
+    axes.set_title(title, fontsize="medium")
     axes.legend(frameon=False)
     path = folders[0].parent / "curve.png"
     try:
@@ -81,8 +90,31 @@ def save_curve(folders: Sequence[Path], title: str, behaviour_score: float | Non
     return path
 
 
-def show_scores(folders: Sequence[Path], title: str, behaviour_score: float | None = None) -> None:
-    """Print the table of scores, draw the learning curve, and say where the results are."""
+def all_seeds(folders: Sequence[Path]) -> list[Path]:
+    """These seeds' folders and those of other seeds beside them that ran with the same settings on the same data."""
+
+    def method(folder: Path) -> tuple[Any, ...]:
+        config = read_config(folder)
+        run, data = config["run"], config["dataset"]
+        settings = {name: value for name, value in config["settings"].items() if name != "num_epochs"}
+        return settings, data.get("sha256"), [run.get(name) for name in ("eval_seeds", "backend", "precision")]
+
+    found, ours = set(folders), method(folders[0])
+    for folder in folders[0].parent.glob("seed_*"):
+        with contextlib.suppress(UserError):  # another process may be writing a row
+            if folder not in found and method(folder) == ours and _means(folder):
+                found.add(folder)
+    return sorted(found, key=lambda folder: (len(folder.name), folder.name))
+
+
+def show_scores(folders: Sequence[Path], title: str, behaviour_score: float | None = None, data: str = "") -> None:
+    """Print the table of scores, draw the learning curve of all seeds there are, and say where the results are.
+
+    data: where they came from, as the curve says it.
+    """
     print(summary_table(folders, behaviour_score))
-    curve = save_curve(folders, title, behaviour_score)
+    seeds = all_seeds(folders)
+    number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    origin = f", data: {data if len(data) < 50 else '...' + data[-45:]}" if data else ""
+    curve = save_curve(seeds, f"{title}\n{number}{origin}", behaviour_score)
     print(f"results in {folders[0].parent}" + (f", learning curve in {curve}" if curve else ""))
