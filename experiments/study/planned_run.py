@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +78,11 @@ class PlannedRun:
     def updates(self) -> int:
         """The same and the steps of a pretraining before step 0."""
         return self.steps + getattr(self.config, "pretrain_epochs", 0) * self.config.num_steps_per_epoch
+
+    @property
+    def evaluations(self) -> int:
+        """How often it is evaluated; the last time at its end."""
+        return math.ceil(self.steps / (self.config.num_steps_per_epoch * self.config.eval_interval))
 
     def folders(self, base: Path) -> list[Path]:
         """The seeds' folders."""

@@ -13,18 +13,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 import hyperparameters
 from agents import AGENTS
 from experiments.study.data import data_name, missing_data, prepare_data
 from experiments.study.planned_run import How, PlannedRun, continue_run, is_evaluated, scaled, share_done, shortened
-from experiments.study.speed import Speeds
+from experiments.study.speed import Speeds, shown
 from utils.errors import UserError
 from utils.options import Parser, command_line, parse_seeds, resolve_device
 from utils.report.build import SELECTIONS, Report, make_report, save
@@ -95,6 +99,24 @@ def lengths_of(algo: str, env_name: str, options: argparse.Namespace) -> tuple[d
 # --- plan, run, show ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def cores_shared(workers: int) -> Iterator[None]:
+    """Let each of so many runs at once take its share of this machine's cores at most, where nobody said how many.
+
+    A run with `--threads` has what it says; `auto` times numbers up to this one, and a resumed run keeps its own.
+    """
+    name, before = "OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS")
+    if workers < 2 or before:
+        yield
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ[name] = str(max(1, cores // workers))
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 class Study:
     """An experiment with the options of one command line."""
 
@@ -123,18 +145,19 @@ class Study:
         speeds = Speeds(Path(self.options.dir), self.options.device, self.options.measure)
         took, rows = self.durations(), []
         left, unknown, trained, spent = 0.0, 0, 0.0, 0.0  # hours; the last two of the runs that are done
-        for run in self.runs:
+        for run in tqdm(self.runs, desc="timing", unit="run", leave=False, disable=None if speeds.measure else True):
             share, hours = self.done(run), None
             rate, source = speeds.get(run.algo, run.env_name, run.config, len(run.seeds))
             if rate is not None:
-                hours = run.updates / rate / 3600
+                each = speeds.evaluation(run.algo, run.env_name, run.config, len(run.seeds)) or 0.0
+                hours = (run.updates / rate + run.evaluations * each) / 3600
             if share == 1 and hours is not None and run.name in took:
                 trained, spent = trained + hours, spent + took[run.name] / 3600
             state = "no data" if run.env_name in missing else "done" if share == 1 else f"{100 * share:.0f} %"
             is_open = state not in ("no data", "done")
             unknown += is_open and hours is None
             left += (1 - share) * hours if is_open and hours is not None else 0.0
-            rows.append([run.name, f"{run.steps:,}", state, f"{rate:.0f}" if rate else "?",
+            rows.append([run.name, f"{run.steps:,}", state, shown(rate) if rate else "?",
                          f"{hours:.2f}" if hours is not None else "?", source])  # fmt: skip
         print(_text_table(["run", "gradient steps", "state", "steps/s", "training hours", "speed from"], rows))
         for reason in missing.values():
@@ -143,10 +166,11 @@ class Study:
             if cost := run.acting_cost():
                 print(f"{algo}, {run.env_name}: {cost}")
         known = " for the runs of known speed" if unknown else ""
-        print(f"{len(rows)} runs, {left:.2f} hours of training left{known}, one run after the other")
+        what = "training and evaluating" if speeds.measure else "training"
+        print(f"{len(rows)} runs, {left:.2f} hours of {what} left{known}, one run after the other")
         if unknown:
             print(f"{unknown} runs of unknown speed: --measure times some steps of each kind")
-        if trained:
+        if trained and not speeds.measure:
             factor = spent / trained
             print(f"with start and evaluations the runs that are done took {factor:.1f} times their training: about "
                   f"{factor * left:.2f} hours left")  # fmt: skip
@@ -171,8 +195,9 @@ class Study:
             Job(name, run.command(self.base, how), logs / f"{name.replace('/', '.')}.txt") for name, run in runs.items()
         ]
         resources = Resources(options.cpus_per_run, gpus_per_run(options), options.workers)
-        outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(runs[job.name]),
-                            ray, resources, options.retries)  # fmt: skip
+        with cores_shared(options.workers):
+            outcomes = run_jobs(jobs, self.experiment.job or continue_run, lambda job: self.done(runs[job.name]),
+                                ray, resources, options.retries)  # fmt: skip
         took = self.durations()
         took |= {name: took.get(name, 0.0) + outcome.seconds for name, outcome in outcomes.items() if outcome.attempts}
         logs.mkdir(parents=True, exist_ok=True)

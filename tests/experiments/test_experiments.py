@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,10 +18,10 @@ import hyperparameters
 import run
 from agents import AGENTS
 from experiments import candidates, figure3_diffusion_steps, table1, table2_diffusion_steps
-from experiments.study import planned_run, study
+from experiments.study import planned_run, speed, study
 from experiments.study.data import prepare_data
 from experiments.study.planned_run import How, PlannedRun, continue_run, scaled, share_done
-from experiments.study.speed import Speeds
+from experiments.study.speed import Speeds, shown
 from tests.report.test_report import make_run
 from tests.small import d4rl_file
 from utils import options
@@ -31,6 +32,7 @@ from utils.report.build import make_report
 from utils.report.runs import Labels
 from utils.report.tables import Choice
 from utils.runs import checkpoint
+from utils.training import threads
 
 ARTEFACTS = ("table1", "table2_diffusion_steps", "figure3_diffusion_steps", "figure4_lambda_min",
              "figure5_policy_interval", "candidates")  # fmt: skip
@@ -280,6 +282,32 @@ def test_one_experiment_from_plan_to_table(tmp_path, data, capsys):
     assert (tmp_path / "out" / "figures" / "toy-learning_curves.pdf").exists()
     assert study.main(table1.EXPERIMENT, "table1", ["plan", "--tasks", "hopper-v9"]) == 2
     assert "unknown task 'hopper-v9'" in capsys.readouterr().err
+
+
+def test_slow_steps_and_evaluations_are_planned_honestly(tmp_path, monkeypatch):
+    assert [shown(rate) for rate in (0.031, 0.96, 9.4, 76.2, 1234.5)] == ["0.031", "0.96", "9.4", "76", "1234"]
+    length = {"num_epochs": 5, "num_steps_per_epoch": 10, "eval_interval": 2, "eval_episodes": 2}
+    run = PlannedRun("bc", "hopper-medium-v2", (0, 1), {}, length)
+    assert run.evaluations == 3
+    speeds = Speeds(tmp_path, "cpu", measure=True)
+    monkeypatch.setattr(speed, "SECONDS", 0.05)
+    assert 0 < speeds.evaluation("bc", "hopper-medium-v2", run.config, 2) < 1000
+    assert speeds.evaluation("bc", "pen-human-v1", run.config, 2) is None  # no environment here
+    assert Speeds(tmp_path, "cpu", measure=False).evaluation("bc", "hopper-medium-v2", run.config, 2) is None
+
+
+def test_workers_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with study.cores_shared(4):
+        assert os.environ["OMP_NUM_THREADS"] == "1" and threads.candidates() == [1]
+    with study.cores_shared(2):
+        assert threads.candidates() == [1, 2]
+    with study.cores_shared(0):
+        assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with study.cores_shared(2):
+        assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
 def test_candidates_are_compared_on_the_same_trained_policy(tmp_path, data, capsys):

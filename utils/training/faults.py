@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.runs.columns import RUNAWAY, STOPPED
+from utils.runs.columns import METRICS_FILE, RUNAWAY, STOPPED
 from utils.training.interfaces import Learner
 
 # Returns are at most max |r| / (1 - discount). Critics overshoot that by some per cent when all is well; when they
 # run away they grow without end, so any small factor finds them, soon after.
 RUNAWAY_FACTOR = 10
 Q_METRIC = "q_mean"
+_SAID = 80  # characters of an event in its warning
 
 
 def value_bound(rewards: np.ndarray, discount: float | None) -> float:
@@ -52,7 +53,7 @@ class Watch:
     def look(self, means: Mapping[str, np.ndarray]) -> list[str]:
         """Take a look at each metric's mean [S] and at the agent's state. What happened to each seed, mostly "".
 
-        What happened is also said in a warning.
+        What happened is also said in a warning, in a line.
         """
         state, self._looked = self.agent.state_dict(), self.agent.step
         names = [name for name, _ in _tensors(state)]
@@ -64,7 +65,7 @@ class Watch:
             events.append(self._event(k, bad, float(means[Q_METRIC][k]) if Q_METRIC in means else 0.0))
         for seed, event in zip(self.agent.seeds, events, strict=True):
             if event:
-                warnings.warn(f"seed {seed}, step {self.agent.step:,}: {event}", stacklevel=3)
+                warnings.warn(f"seed {seed}, step {self.agent.step:,}: {_short(event)}", stacklevel=3)
         if self.running.all():
             self._finite = state
         else:
@@ -97,6 +98,10 @@ class Watch:
             self.agent.load_state_dict(saved["finite"])  # which checks it, and brings it to the device
             self._finite, self._looked = self.agent.state_dict(), int(saved["looked"])
             self.agent.load_state_dict(now)
+
+
+def _short(event: str) -> str:
+    return event if len(event) <= _SAID else f"{event[:_SAID].rsplit(' ', 1)[0]} ... (all of it in {METRICS_FILE})"
 
 
 def _tensors(state: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Tensor]]:
