@@ -386,7 +386,7 @@ def test_table_2_is_set_beside_the_papers(tmp_path):
         ["average-locomotion (2 of 9)", "diffcps", "5", "87.5", "92.0", "−4.5"],
         ["average-locomotion (2 of 9)", "diffcps", "15", "92.5", "87.5", "+5.0"],
     ]
-    drawn = {name: figure for name, _, figure in report.section("official D4RL")[2]}
+    drawn = {name: figure for name, _, figure in report.figures("official D4RL")}
     lines = [container.lines[0].get_ydata().tolist() for container in drawn["sensitivity"].axes[0].containers]
     assert lines == [[85, 95], [90, 90]]
     for figure in drawn.values():

@@ -54,7 +54,7 @@ def describe_run(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({processor()})",
         "python": platform.python_version(),
         "versions": _versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
@@ -78,7 +78,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The checkout's commit, marked where files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
