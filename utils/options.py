@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,6 +99,9 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
     out.add_argument("--checkpoint_interval", type=float, default=10, help="minutes between checkpoints (%(default)s)")
     out.add_argument("--resume", action="store_true", help="continue the run in this folder from its last checkpoint")
     out.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in this folder")
+    out.add_argument(
+        "--wandb", metavar="PROJECT", help="send the numbers to a Weights & Biases project, too (docs/runs.md)"
+    )
     out.add_argument("--quiet", action="store_true", help="no progress bar: one line an evaluation")
     out.add_argument("--print_config", action="store_true", help="print the settings and their origins, then stop")
     settings = parser.add_argument_group(f"settings of {algo} (default < domain < task < flag)")
@@ -133,6 +137,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
     options = build_parser(algo, algorithms).parse_args(argv)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    if options.wandb is not None and find_spec("wandb") is None:
+        raise UserError("--wandb needs the package wandb, which is not installed: pip install wandb")
     if options.local_size >= 2**31:
         raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if options.max_steps is not None and options.max_steps < 1:

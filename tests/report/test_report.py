@@ -153,7 +153,7 @@ def test_the_published_index_is_another_evaluation():
 def test_losses_of_the_pretraining_do_not_count(tmp_path):
     folder = make_run(tmp_path, [1.0, 2.0], [0.5, 0.4], "dtql", env_name="walker2d-medium-v2")
     lines = (folder / "metrics.csv").read_text().splitlines()
-    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1,", *lines[1:]]) + "\n")
+    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1,,,,", *lines[1:]]) + "\n")
     assert protocols.evaluations(read_runs([tmp_path]))["loss"].tolist() == pytest.approx([0.5, 0.4])
 
 
