@@ -215,7 +215,7 @@ def test_speeds_come_from_earlier_runs_of_the_same_kind(tmp_path):
     folder = make_run(tmp_path, [1.0, 2.0], run_options={"seeds": "0-1", "seed": 0})
     header, *rows = (folder / "metrics.csv").read_text().splitlines()
     rates = (1.0, 30.0, 50.0, 40.0)  # the first includes the warm-up
-    rows = [f"{row.rsplit(',', 2)[0]},{rate}," for row, rate in zip(rows, rates, strict=True)]
+    rows = [f"{row.rsplit(',', 5)[0]},{rate},,,," for row, rate in zip(rows, rates, strict=True)]
     (folder / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
     speeds = Speeds(tmp_path, "cpu", measure=False)
     config = hyperparameters.get("diffcps", "hopper-medium-v2")

@@ -51,15 +51,12 @@ def run(given: argparse.Namespace, command: str) -> None:
         raise UserError(f"--top_k must be at least 0, not {given.top_k}")
     choice = Choice(SELECTIONS[given.model_selection], given.top_k, "published" if given.published_index else "right")
     by = [name.strip() for name in given.by.split(",") if name.strip()]
-    report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial, only=given.only)
+    report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial, only=given.only,
+                         compared=len(given.runs) > 1)  # fmt: skip
     for line in report.warnings:
         print(f"note: {line}", file=sys.stderr)
     done = save(report, given.out, given.html, given.export, command=command)
-    if report.compared:
-        print("\n".join(table.text() for table in report.comparison()))
-    for label in () if report.compared else report.labels:
-        print("\n".join(table.markdown() for table in report.tables(label)))
-    print("\n".join(done))
+    print("\n".join([*report.shown(), *done]))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ class Report:
     warnings: Sequence[str]
     by: Sequence[str] = ()
     extra: Callable[[Report, str], Sequence[Table]] | None = None  # more tables, for the data of one origin
-    compared: bool = False  # several places were named: they are set side by side
+    compared: bool = False  # methods are set side by side, with the difference to the first
 
     @property
     def labels(self) -> list[str]:
@@ -52,9 +52,11 @@ class Report:
         tables = make_tables(label, self.rows, self.choice, remarks)
         return [*tables, *(self.extra(self, label) if self.extra else ())]
 
-    def comparison(self) -> list[Table]:
-        """Scores, the settings that differ and paired differences, small enough for a terminal."""
-        return comparison(self.cells, self.choice)
+    def shown(self) -> list[str]:
+        """What a terminal shows: all tables as Markdown, or the few small ones of a comparison."""
+        if self.compared:
+            return [table.text() for table in comparison(self.cells, self.choice)]
+        return [table.markdown() for label in self.labels for table in self.tables(label)]
 
     def figures(self, label: str, each_task: bool = False) -> Iterator[tuple[str, str, Figure]]:
         """Figures of the data of one origin, drawn as they are taken; a line looks the same in all of them."""
@@ -76,10 +78,11 @@ def make_report(
     partial: bool = False,
     extra: Callable[[Report, str], Sequence[Table]] | None = None,
     only: Sequence[str] = (),
+    compared: bool = False,
 ) -> Report:
     """Read and summarise those runs that `only` leaves (`select`)."""
     runs, notes = find_runs(places, labels)
-    return summarise(select(runs, only), notes, choice, by, partial, extra)
+    return summarise(select(runs, only), notes, choice, by, partial, extra, compared)
 
 
 def select(runs: Sequence[SeedRun], only: Sequence[str]) -> list[SeedRun]:
@@ -107,8 +110,9 @@ def summarise(
     by: Sequence[str] = (),
     partial: bool = False,
     extra: Callable[[Report, str], Sequence[Table]] | None = None,
+    compared: bool = False,
 ) -> Report:
-    """A report of these runs; `notes` go before its warnings.
+    """A report of these runs; `notes` go before its warnings. compared: they are set side by side.
 
     Runs that did not reach their last step are left out, and said to be, unless `partial`.
     """
@@ -121,7 +125,6 @@ def summarise(
     warnings += [f"unfinished: {_describe(run)}: {_reached(run)}" for run in used if not run.complete]
     lost = [run for run in runs if run.stopped and run.place in faults]
     cells = [_with_lost(cell, lost) for cell in group(used, by)]
-    compared = len({run.named for run in used}) > 1
     return Report(cells, make_rows(cells, choice, Published()), choice, warnings, by, extra, compared)
 
 
