@@ -47,8 +47,8 @@ class Experiment:
     evaluations that are shown, for a trained seed's folder: that folder by default. max_steps: gradient steps of each
     run, if fewer than its schedule has. evaluations: `eval_interval` and `eval_episodes` that are not the tasks' own.
     task_by_task: all algorithms on a task before the next task. dataset: None where the user has to name it. labels:
-    names for its data, as `--label` takes them, where the user gives none; made of the folders that are shown. compared:
-    `show` sets its methods side by side instead of printing all tables.
+    names for its data, as `--label` takes them, where the user gives none; made of the folders that are shown.
+    compared: `show` sets its methods side by side instead of printing all tables.
     """
 
     folder: str
