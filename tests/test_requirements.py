@@ -29,3 +29,10 @@ def test_the_lock_pins_everything_and_names_no_place() -> None:
     for pin in read("requirements.lock"):
         assert pin.url is None
         assert [one.operator for one in pin.specifier] == ["=="] and "+" not in str(pin.specifier), pin
+
+
+def test_torch_is_not_pinned_where_a_user_has_chosen_a_build() -> None:
+    """A pin would replace the build for another CUDA version; CI takes the locked versions as constraints."""
+    (torch,) = (wanted for wanted in read("requirements.txt") if wanted.name == "torch")
+    assert [one.operator for one in torch.specifier] == [">="]
+    assert "-c requirements.lock" in (ROOT / ".ci" / "run").read_text()

@@ -26,6 +26,7 @@ from tests.small import SHORT, d4rl_file
 from utils import options, sources
 from utils.errors import UserError
 from utils.report.runs import Labels, find_runs, read_run
+from utils.runs.columns import OLD_METRICS_END, TOOK
 from utils.runs.locks import RunLock
 from utils.runs.summary import all_seeds
 from utils.training import capture
@@ -51,7 +52,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def without_speed(path: Path) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k != "steps_per_s"} for row in rows(path)]
+    return [{k: v for k, v in row.items() if k not in TOOK} for row in rows(path)]
 
 
 def test_what_a_run_leaves(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +122,29 @@ def test_a_run_cut_short_and_resumed_is_the_run_that_was_not(tmp_path: Path, dat
         assert (a / "evaluations.csv").read_bytes() == (b / "evaluations.csv").read_bytes()
         states = [torch.load(x / "checkpoint.pt", weights_only=True)["agent"]["networks"] for x in (a, b)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_run_says_what_it_took(tmp_path: Path, data: str) -> None:
+    started = time.perf_counter()
+    metrics = rows(train(tmp_path, data) / "seed_0" / "metrics.csv")
+    passed = time.perf_counter() - started
+    assert list(metrics[0])[-5:] == [*TOOK, "event"] == ["steps_per_s", "wall_s", "cpu_s", "gpu_memory_mib", "event"]
+    assert 0 < sum(float(row["wall_s"]) for row in metrics) < passed
+    assert all(float(row["cpu_s"]) >= 0 and row["gpu_memory_mib"] == "" for row in metrics)
+
+
+def test_a_run_with_the_columns_of_before_is_read_and_goes_on(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tmp_path / "whole", data) / "seed_0"
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.runs.log.METRICS_END", OLD_METRICS_END)
+        part = train(tmp_path / "part", data, "--max_steps", "20") / "seed_0"
+    assert "wall_s" not in rows(part / "metrics.csv")[0]
+    assert read_run(part, Labels()).metrics["steps_per_s"].shape == (2,)
+    train(tmp_path / "part", data, "--resume")
+    assert "wall_s" not in rows(part / "metrics.csv")[-1]
+    assert without_speed(whole / "metrics.csv") == without_speed(part / "metrics.csv")
 
 
 def test_a_run_may_end_before_its_schedule_and_go_on(

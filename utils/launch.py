@@ -172,7 +172,8 @@ def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
             if evaluator:
                 evaluator.resume([state.get("evaluation", {}) for state in states])
         shown = {"algo": options.algo, "env_name": options.env_name, "data": dataset.source, **described["settings"]}
-        journal = Journal(folders, agent.METRICS, agent.SHOWN, agent.step, [{**shown, "seed": k} for k in seeds], bar)
+        journal = Journal(folders, agent.METRICS, agent.SHOWN, agent.step, [{**shown, "seed": k} for k in seeds], bar,
+                          options.wandb)  # fmt: skip
         stack.enter_context(closing(journal))
         bar.note(f"{runner.mode} ({why}), threads {threads} ({so_many})")
         if cost := agent.cost(config, dataset.state_dim, dataset.action_dim):

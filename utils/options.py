@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -81,6 +82,7 @@ def build_parser(algo: str, algorithms: Iterable[str]) -> Parser:
          help="start states: published (seed + 100 at every evaluation) or fresh (new ones each time)")
     more("--eval_async", action=argparse.BooleanOptionalAction,
          help="evaluate in a thread while training goes on (default: on a GPU)")
+    more("--wandb", metavar="PROJECT", help="send the numbers to a Weights & Biases project, too (docs/runs.md)")
     # fmt: on
     settings = parser.add_argument_group(f"settings of {algo} (default < domain < task < flag)")
     defaults = vars(hyperparameters.CONFIGS[algo]())
@@ -122,6 +124,8 @@ def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
         raise UserError(f"unknown task {options.env_name!r}; {nearest(options.env_name, known)}--tasks lists them")
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    if options.wandb is not None and find_spec("wandb") is None:
+        raise UserError("--wandb needs the package wandb, which is not installed: pip install wandb")
     if options.local_size >= 2**31:
         raise UserError(f"--local_size must be below 2^31, not {options.local_size}")
     if options.max_steps is not None and options.max_steps < 1:

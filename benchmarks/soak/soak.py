@@ -39,6 +39,7 @@ from benchmarks.soak import forked
 from utils.behaviour import local
 from utils.errors import UserError
 from utils.runs import checkpoint, locks
+from utils.runs.columns import TOOK
 
 TASK = "hopper-medium-v2"
 SHORT = {
@@ -72,7 +73,7 @@ def difference(one: Path, other: Path) -> str | None:
             return f"{seed}/metrics.csv"
         states = [torch.load(base / seed / "checkpoint.pt", weights_only=True) for base in (one, other)]
         for state in states:
-            state.pop("logs")  # lengths: the time column's digits vary
+            state.pop("logs")  # lengths: the digits of the times vary
         if found := _unequal(*states):
             return f"{seed}/checkpoint.pt: {found}"
     return None
@@ -81,8 +82,8 @@ def difference(one: Path, other: Path) -> str | None:
 def _without_time(path: Path) -> list[list[str]]:
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
-    time = rows[0].index("steps_per_s")
-    return [row[:time] + row[time + 1 :] for row in rows]
+    kept = [k for k, name in enumerate(rows[0]) if name not in TOOK]
+    return [[row[k] for k in kept] for row in rows]
 
 
 def _unequal(one: Any, other: Any, name: str = "") -> str | None:

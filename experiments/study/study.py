@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,7 @@ class Experiment:
     run, if fewer than its schedule has. evaluations: `eval_interval` and `eval_episodes` that are not the tasks' own.
     task_by_task: all algorithms on a task before the next task. dataset: None where the user has to name it. labels:
     names for its data, as `--label` takes them, where the user gives none; made of the folders that are shown.
+    compared: `show` sets its methods side by side instead of printing all tables.
     """
 
     folder: str
@@ -68,6 +70,7 @@ class Experiment:
     task_by_task: bool = False
     dataset: str | None = "d4rl"
     labels: Callable[[Sequence[Path]], Sequence[str]] = lambda folders: ()
+    compared: bool = False
 
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
         """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
@@ -118,10 +121,10 @@ def cores_shared(workers: int) -> Iterator[None]:
 
 
 class Study:
-    """An experiment with the options of one command line."""
+    """An experiment with the options of one command line; `command` is that line, for the page."""
 
-    def __init__(self, experiment: Experiment, options: argparse.Namespace) -> None:
-        self.experiment, self.options = experiment, options
+    def __init__(self, experiment: Experiment, options: argparse.Namespace, command: str = "") -> None:
+        self.experiment, self.options, self.command = experiment, options, command
         self.base = Path(options.dir).resolve() / experiment.folder / data_name(options.dataset, options.scale)
         try:
             self.runs = experiment.runs(options)
@@ -221,13 +224,12 @@ class Study:
             raise UserError(f"nothing was run yet in {self.base}; begin with: run")
         by = settings_of(self.experiment.by, options.algos)
         labels = Labels.parse(options.label or self.experiment.labels(folders))
-        report = make_report(folders, labels, choice, by, options.partial, self.experiment.extra)
+        report = make_report(folders, labels, choice, by, options.partial, self.experiment.extra,
+                             compared=self.experiment.compared)  # fmt: skip
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
-        done = save(report, options.out, options.html, title=self.experiment.about)
-        for label in report.labels:
-            print("\n".join(table.markdown() for table in report.tables(label)))
-        print("\n".join(done))
+        done = save(report, options.out, options.html, title=self.experiment.about, command=self.command)
+        print("\n".join([*report.shown(), *done]))
 
 
 def settings_of(names: Sequence[str], algos: Iterable[str]) -> list[str]:
@@ -303,7 +305,8 @@ def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
     """Run a command line; 2 for what the user can fix."""
 
     def act() -> int | None:
-        study = Study(experiment, build_parser(experiment, name).parse_args(argv))
+        command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
+        study = Study(experiment, build_parser(experiment, name).parse_args(argv), command)
         return getattr(study, study.options.action)()
 
     return command_line(f"experiments.{name}", act)

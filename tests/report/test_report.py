@@ -27,8 +27,9 @@ from utils.errors import UserError
 from utils.report import figures, protocols
 from utils.report.__main__ import main
 from utils.report.export import portable
+from utils.report.names import short_names
 from utils.report.runs import EPISODES, RUNS, Labels, SeedRun, find_runs, group, read_run, read_runs
-from utils.report.statistics import bootstrap_interval, interquartile_mean, performance_profile, resample
+from utils.report.statistics import bootstrap_interval, interquartile_mean, performance_profile, resample, t_interval
 from utils.report.tables import Choice, Published, make_rows
 from utils.runs.folder import describe_run, prepare_folders
 from utils.runs.log import SeedLog
@@ -152,7 +153,7 @@ def test_the_published_index_is_another_evaluation():
 def test_losses_of_the_pretraining_do_not_count(tmp_path):
     folder = make_run(tmp_path, [1.0, 2.0], [0.5, 0.4], "dtql", env_name="walker2d-medium-v2")
     lines = (folder / "metrics.csv").read_text().splitlines()
-    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1,", *lines[1:]]) + "\n")
+    (folder / "metrics.csv").write_text("\n".join([lines[0], "-10,99.0,1,,,,", *lines[1:]]) + "\n")
     assert protocols.evaluations(read_runs([tmp_path]))["loss"].tolist() == pytest.approx([0.5, 0.4])
 
 
@@ -193,6 +194,20 @@ def test_bootstrap_agrees_with_scipys():
         method="percentile", n_resamples=20_000, vectorized=True, paired=False,
     ).confidence_interval  # fmt: skip
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.5)
+
+
+def test_few_seeds_have_students_interval(tmp_path, capsys):
+    values = np.array([10.0, 13.0, 19.0])
+    low, high = t_interval(values)
+    theirs = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (low, high) == pytest.approx((theirs.low, theirs.high))
+    assert high - 14 == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
+    assert t_interval(values[:1]) is None
+    for seed, value in enumerate((*values, 18.0)):
+        make_run(tmp_path / str(seed < 3), [value], seed=seed)
+    assert "| 0-2 | 14.0 [2.6, 25.4] |" in report(capsys, tmp_path / "True")
+    bootstrap = re.search(r"\| 0-3 \| 15.5 \[([\d.]+), ([\d.]+)\]", report(capsys, tmp_path))
+    assert bootstrap and 10 <= float(bootstrap[1]) < 15.5 < float(bootstrap[2]) <= 19
 
 
 def test_performance_profile():
@@ -529,6 +544,70 @@ def test_a_closed_pipe_and_a_refusing_disk_end_quietly(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("utils.report: cannot write ")
 
 
+# --- Side by side ---------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared(tmp_path, capsys):
+    for seed, (own, other) in enumerate([(10.0, 15.0), (20.0, 23.0), (30.0, 40.0)]):
+        make_run(tmp_path / "a", [own] * 5, seed=seed)
+        make_run(tmp_path / "b", [other] * 5, seed=seed, kappa=0.04, batch_size=128)
+    make_run(tmp_path / "b", [0.0] * 5, seed=7, kappa=0.04, batch_size=128)
+    text = report(capsys, tmp_path / "a", tmp_path / "b" / "diffcps" / "hopper-medium-v2")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    low, high = stats.ttest_rel([15, 23, 40], [10, 20, 30]).confidence_interval()
+    interval = f"6.0 [{low:.1f}, {high:.1f}]".replace("-", "−")
+    assert f"batch_size=128 kappa=0.04 − own settings 0,1,2 {interval} {interval}" in lines
+    assert "own settings 0-2 100 20.0 ± 8.2 20.0 ± 8.2 20.0 ± 8.2 10.0, 20.0, 30.0" in lines
+    assert {"kappa 0.05 0.04", "batch_size 256 128"} <= set(lines)
+    assert "chosen on the test episodes" in text and str(tmp_path) not in text and "| " not in text
+
+
+def test_one_setting_names_both_runs(tmp_path, capsys):
+    make_run(tmp_path / "a", [10.0])
+    make_run(tmp_path / "b", [12.0], kappa=0.04)
+    text = report(capsys, tmp_path / "a", tmp_path / "b")
+    assert "kappa=0.04 − kappa=0.05 0 2.0 –" in " ".join(text.split())
+    assert "no interval, for one seed in common says nothing" in text
+
+
+def test_why_there_is_no_interval(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / "a", [10.0], seed=seed)
+        make_run(tmp_path / "b", [12.0], seed=seed, kappa=0.04)
+        make_run(tmp_path / "c", [12.0 + seed], seed=seed + 5, kappa=0.04)
+        make_run(tmp_path / "d", [12.0], seed=seed, kappa=0.04, dataset={"source": "local", "rows": 9})
+    assert "no interval, for the differences are all the same" in report(capsys, tmp_path / "a", tmp_path / "b")
+    text = report(capsys, tmp_path / "a", tmp_path / "c")
+    assert "no interval, for they have no seed in common" in text and "[" not in text
+    text = report(capsys, tmp_path / "a", tmp_path / "d")
+    assert "No difference is taken between runs on data of different origin." in text and "Paired" not in text
+
+
+def test_the_same_seeds_below_two_places_are_two_runs(tmp_path, capsys):
+    for seed, other in ((0, 12.0), (1, 15.0)):
+        make_run(tmp_path / "a", [10.0], seed=seed)
+        make_run(tmp_path / "b", [other], seed=seed)
+    text = report(capsys, tmp_path / "a", tmp_path / "b", "--html", tmp_path / "page.html")
+    assert "diffcps (2) − diffcps" in text and "  none" in text
+    assert "diffcps (2)" in (tmp_path / "page.html").read_text()
+    folder = tmp_path / "a" / "diffcps" / "hopper-medium-v2"
+    # Seeds that are named one by one are one run's.
+    assert "0,1" in report(capsys, folder / "seed_0", folder / "seed_1")
+
+
+def test_short_names(tmp_path):
+    many = {"batch_size": 64, "hidden_dim": 64, "diffusion_steps": 7, "learning_rate": 1e-3}
+    make_run(tmp_path / "1", [1.0], kappa=0.1, **many)
+    make_run(tmp_path / "2", [1.0], kappa=0.2, **many)
+    make_run(tmp_path / "3", [1.0], algo="dtql", batch_size=64, run_options={"load_published": ["actor=/x/a.pth"]})
+    make_run(tmp_path / "4", [1.0, 2.0], algo="diffusion_ql")
+    make_run(tmp_path / "5", [1.0], algo="diffusion_ql")
+    assert sorted(short_names(group(found(tmp_path)))) == [
+        "diffcps kappa=0.1 +4", "diffcps kappa=0.2 +4", "diffusion_ql (20 steps)", "diffusion_ql (40 steps)",
+        "dtql batch_size=64 load_published=a.pth",
+    ]  # fmt: skip
+
+
 # --- Export ---------------------------------------------------------------------------------------------
 
 
@@ -596,6 +675,37 @@ def test_every_method_has_a_look_of_its_own():
     assert {(look["color"], look["marker"]) for look in variants} == {("#000000", "o")}
 
 
+def test_no_two_lines_of_a_report_look_alike():
+    def kinds(looks: Sequence[dict[str, Any]]) -> set[tuple[str, ...]]:
+        return {tuple(str(look[part]) for part in ("color", "marker", "linestyle", "fillstyle")) for look in looks}
+
+    few = figures.distinct({"own": "diffcps", "kappa=0.04": "diffcps", "dtql": "dtql"})
+    assert few["own"] == figures.style("diffcps") and few["dtql"] == figures.style("dtql")
+    assert len({look["color"] for look in few.values()}) == 3  # where there are enough of them
+    many = {f"{algo} {k}": algo for k in range(12) for algo in [*hyperparameters.CONFIGS, "unknown"]}
+    looks = figures.distinct(many)
+    assert len(kinds(list(looks.values()))) == len(many)
+    assert all(looks[f"{algo} 0"] == figures.style(algo) for algo in hyperparameters.CONFIGS)
+
+
+def test_a_method_looks_the_same_in_every_figure_of_a_report(tmp_path):
+    for env_name in ("hopper-medium-v2", "walker2d-medium-v2"):
+        for kappa in (0.03, 0.04) if env_name.startswith("hopper") else (0.04,):
+            make_run(tmp_path / str(kappa), [10.0, 20.0], env_name=env_name, kappa=kappa)
+        make_run(tmp_path, [10.0, 20.0], [0.3, 0.2], "dtql", env_name)
+    cells = group(found(tmp_path))
+    legend = figures.Legend(cells)
+    drawn = {name: figure for name, _, figure in figures.figures(cells, Choice(), legend=legend, each_task=True)}
+    assert sorted(drawn) == ["task-hopper-medium-v2", "task-walker2d-medium-v2"]  # one seed each: no profile
+    shown = [{line.get_label(): (line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+             for figure in drawn.values()]  # fmt: skip
+    assert sorted(shown[0]) == ["diffcps kappa=0.03", "diffcps kappa=0.04", "dtql"]
+    assert shown[1].items() < shown[0].items() and len(set(shown[0].values())) == 3
+    for figure in drawn.values():
+        assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
+        plt.close(figure)
+
+
 def test_a_few_short_names_stand_beside_their_lines_and_apart(tmp_path):
     for number, algo in enumerate(("diffcps", "diffusion_ql", "dtql")):
         make_run(tmp_path, [10.0, 20.0 + number / 10], algo=algo)
@@ -631,10 +741,10 @@ def test_figures_show_the_numbers(tmp_path):
         make_run(tmp_path, [10.0 + seed, 20.0 + seed], [0.3, 0.2], seed=seed)
     drawn = {name: figure for name, _, figure in figures.figures(group(found(tmp_path)), Choice())}
     assert sorted(drawn) == ["constraint", "learning_curves", "performance_profiles"]
-    (curve,) = drawn["learning_curves"].axes[0].lines
-    np.testing.assert_allclose(curve.get_xydata(), [[20, 11], [40, 21]])
-    band = drawn["learning_curves"].axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((10, 22))
+    mean, *seeds = drawn["learning_curves"].axes[0].lines
+    np.testing.assert_allclose(mean.get_xydata(), [[20, 11], [40, 21]])
+    assert sorted(line.get_ydata().tolist() for line in seeds) == [[10, 20], [11, 21], [12, 22]]
+    assert not drawn["learning_curves"].axes[0].collections  # a band over three would be the least and the largest
     above, below = drawn["constraint"].axes
     np.testing.assert_allclose(above.lines[0].get_ydata(), 1)
     np.testing.assert_allclose(below.lines[0].get_ydata(), [0.29, 0.31, 0.19, 0.21])
@@ -643,6 +753,17 @@ def test_figures_show_the_numbers(tmp_path):
     assert np.interp([19.5, 20.4, 23], profile.get_xdata(), profile.get_ydata()) == pytest.approx([1, 2 / 3, 0])
     for figure in drawn.values():
         plt.close(figure)
+
+
+def test_four_seeds_have_a_band_and_three_are_shown_one_by_one(tmp_path):
+    for seed in range(4):
+        make_run(tmp_path, [10.0 + seed], seed=seed)
+    figure = figures.learning_curves(group(found(tmp_path)), "title")
+    (line,), (band,) = figure.axes[0].lines, figure.axes[0].collections
+    assert line.get_ydata().tolist() == [11.5]
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert 10 < heights.min() < 11.5 < heights.max() < 13
+    plt.close(figure)
 
 
 @pytest.fixture(scope="module")
@@ -661,7 +782,10 @@ def test_the_page_stands_alone(page):
     assert not re.search(r'(src|href)="(?!data:image/png;base64,|#)', text)
     assert "<script" not in text and "&lt;script&gt;alert(1)" in text
     assert "url(" not in text and "@import" not in text
-    assert text.count("<img ") == 5  # curves, constraint, profile; of the single local run no profile
+    assert text.count("<img ") == 4  # a figure for each task and a profile; of the single local run no profile
+    assert text.index("Normalised scores, data") < text.index("<img ") < text.index("All protocols")
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, commit \w+", text) and "python -m utils.report " in text
+    assert "prefers-color-scheme: dark" in text and "max-width: 1000px" in text
     assert "average-locomotion (2 of 9)" in text and "seed_1" in text
 
 
@@ -690,5 +814,5 @@ def test_the_page_opens_in_a_browser(page, tmp_path):
     )
     title = re.search("<title>(.*?)</title>", shown.stdout)
     assert title, shown.stderr[-2000:]
-    # Every picture was decoded; three tables for each of two origins and the list of runs; no sideways scrolling.
-    assert title[1] == "true,true,true,true,true,7,true"
+    # Every picture was decoded; four tables for each of two origins and the list of runs; no sideways scrolling.
+    assert title[1] == "true,true,true,true,9,true"

@@ -17,6 +17,7 @@ import torch
 import run
 from tests import small
 from tests.training.making import make_runner
+from utils.runs.columns import TOOK
 from utils.training import threads
 
 CPU = torch.device("cpu")
@@ -119,7 +120,7 @@ def test_a_run_records_its_threads_and_keeps_them(tmp_path: Path, monkeypatch: p
 
     def rows(folder: Path) -> list[dict[str, str]]:
         with open(folder / "metrics.csv", newline="") as file:
-            return [{k: v for k, v in row.items() if k != "steps_per_s"} for row in csv.DictReader(file)]
+            return [{k: v for k, v in row.items() if k not in TOOK} for row in csv.DictReader(file)]
 
     monkeypatch.setattr(threads, "candidates", lambda: [1, 2])
     monkeypatch.setattr(threads, "_SECONDS", 0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m utils.report",
-        description="Tables, figures and one page from the folders that runs left.",
+        description="Tables, figures and one page from the folders that runs left. Two or more folders are compared: "
+        "their scores, the settings that differ, and the difference over the seeds in common.",
         epilog="Data of different origin never share a table: official D4RL files, local data and files are apart.",
         allow_abbrev=False,
     )
@@ -43,24 +45,24 @@ def build_parser() -> Parser:
     return parser
 
 
-def run(given: argparse.Namespace) -> None:
-    """Make what was asked for, files first, and print the tables."""
+def run(given: argparse.Namespace, command: str) -> None:
+    """Make what was asked for, files first, and print the tables: of several places a comparison."""
     if given.top_k is not None and given.top_k < 0:
         raise UserError(f"--top_k must be at least 0, not {given.top_k}")
     choice = Choice(SELECTIONS[given.model_selection], given.top_k, "published" if given.published_index else "right")
     by = [name.strip() for name in given.by.split(",") if name.strip()]
-    report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial, only=given.only)
+    report = make_report(given.runs, Labels.parse(given.label), choice, by, given.partial, only=given.only,
+                         compared=len(given.runs) > 1)  # fmt: skip
     for line in report.warnings:
         print(f"note: {line}", file=sys.stderr)
-    done = save(report, given.out, given.html, given.export)
-    for label in report.labels:
-        print("\n".join(table.markdown() for table in report.tables(label)))
-    print("\n".join(done))
+    done = save(report, given.out, given.html, given.export, command=command)
+    print("\n".join([*report.shown(), *done]))
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; 2 for what the user can fix."""
-    return command_line("utils.report", lambda: run(build_parser().parse_args(argv)))
+    command = shlex.join(["python", "-m", "utils.report", *argv])
+    return command_line("utils.report", lambda: run(build_parser().parse_args(argv), command))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.report import figures
+from utils.report.compare import comparison, summary
 from utils.report.export import export
-from utils.report.page import Section, make_page, runs_table
+from utils.report.page import Made, Section, make_page, runs_table
 from utils.report.runs import Cell, Labels, SeedRun, find_runs, group, plain
 from utils.report.tables import Choice, Published, Table, make_rows, make_tables, scores_csv
+from utils.runs.folder import git_commit
 
 SELECTIONS = {"none": "last", "online": "best", "offline": "offline"}  # --model_selection: the protocol
 
@@ -31,6 +35,7 @@ class Report:
     warnings: Sequence[str]
     by: Sequence[str] = ()
     extra: Callable[[Report, str], Sequence[Table]] | None = None  # more tables, for the data of one origin
+    compared: bool = False  # methods are set side by side, with the difference to the first
 
     @property
     def labels(self) -> list[str]:
@@ -47,10 +52,22 @@ class Report:
         tables = make_tables(label, self.rows, self.choice, remarks)
         return [*tables, *(self.extra(self, label) if self.extra else ())]
 
-    def section(self, label: str) -> Section:
-        """The same and its figures, drawn as they are taken."""
+    def shown(self) -> list[str]:
+        """What a terminal shows: all tables as Markdown, or the few small ones of a comparison."""
+        if self.compared:
+            return [table.text() for table in comparison(self.cells, self.choice)]
+        return [table.markdown() for label in self.labels for table in self.tables(label)]
+
+    def figures(self, label: str, each_task: bool = False) -> Iterator[tuple[str, str, Figure]]:
+        """Figures of the data of one origin, drawn as they are taken; a line looks the same in all of them."""
         own = [cell for cell in self.cells if cell.label == label]
-        return label, self.tables(label), figures.figures(own, self.choice, self.by)
+        return figures.figures(own, self.choice, self.by, figures.Legend(self.cells), each_task)
+
+    def section(self, label: str) -> Section:
+        """What the page shows of the data of one origin."""
+        own = [cell for cell in self.cells if cell.label == label]
+        first = comparison(own, self.choice) if self.compared else [summary(own, self.choice)]
+        return Section(label, first, self.figures(label, each_task=True), self.tables(label))
 
 
 def make_report(
@@ -61,10 +78,11 @@ def make_report(
     partial: bool = False,
     extra: Callable[[Report, str], Sequence[Table]] | None = None,
     only: Sequence[str] = (),
+    compared: bool = False,
 ) -> Report:
     """Read and summarise those runs that `only` leaves (`select`)."""
     runs, notes = find_runs(places, labels)
-    return summarise(select(runs, only), notes, choice, by, partial, extra)
+    return summarise(select(runs, only), notes, choice, by, partial, extra, compared)
 
 
 def select(runs: Sequence[SeedRun], only: Sequence[str]) -> list[SeedRun]:
@@ -92,8 +110,9 @@ def summarise(
     by: Sequence[str] = (),
     partial: bool = False,
     extra: Callable[[Report, str], Sequence[Table]] | None = None,
+    compared: bool = False,
 ) -> Report:
-    """A report of these runs; `notes` go before its warnings.
+    """A report of these runs; `notes` go before its warnings. compared: they are set side by side.
 
     Runs that did not reach their last step are left out, and said to be, unless `partial`.
     """
@@ -106,7 +125,7 @@ def summarise(
     warnings += [f"unfinished: {_describe(run)}: {_reached(run)}" for run in used if not run.complete]
     lost = [run for run in runs if run.stopped and run.place in faults]
     cells = [_with_lost(cell, lost) for cell in group(used, by)]
-    return Report(cells, make_rows(cells, choice, Published()), choice, warnings, by, extra)
+    return Report(cells, make_rows(cells, choice, Published()), choice, warnings, by, extra, compared)
 
 
 def _unusable(run: SeedRun, partial: bool) -> str | None:
@@ -147,11 +166,11 @@ def write(report: Report, out: Path) -> list[Path]:
     written[0].write_text(scores_csv(report.rows), encoding="utf-8")
     (tables / "runs.md").write_text(runs_table(report.runs).markdown(), encoding="utf-8")
     for label, name in zip(report.labels, _file_names(report.labels), strict=True):
-        _, made, drawn = report.section(label)
+        made = report.tables(label)
         for suffix, text in (("md", [t.markdown() for t in made]), ("tex", [t.latex() for t in made])):
             written.append(tables / f"{name}.{suffix}")
             written[-1].write_text("\n".join(text), encoding="utf-8")
-        for title, _, figure in drawn:
+        for title, _, figure in report.figures(label):
             figures.save(figure, drawings / f"{name}-{title}")
             written.append(drawings / f"{name}-{title}.png")
             plt.close(figure)
@@ -167,11 +186,12 @@ def _file_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def write_page(report: Report, path: Path, title: str = "Results") -> None:
-    """The one self-contained page."""
+def write_page(report: Report, path: Path, title: str = "Results", command: str = "") -> None:
+    """The one self-contained page. command: what it was asked for by."""
     sections = [report.section(label) for label in report.labels]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(make_page(title, sections, report.runs, report.warnings), encoding="utf-8")
+    made = Made(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), git_commit() or "none", command)
+    path.write_text(make_page(title, made, sections, report.runs, report.warnings), encoding="utf-8")
 
 
 def save(
@@ -180,6 +200,7 @@ def save(
     page: Path | None = None,
     copy: Path | None = None,
     title: str = "Results",
+    command: str = "",
 ) -> list[str]:
     """Write what is named: tables and figures, the page, the copy of the runs. Returns a line for each.
 
@@ -190,7 +211,7 @@ def save(
         if out:
             done += [f"wrote {path}" for path in write(report, out)]
         if page:
-            write_page(report, page, title)
+            write_page(report, page, title, command)
             done.append(f"wrote {page}")
         if copy:
             export(report.runs, copy)

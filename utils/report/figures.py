@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
+from utils.report.names import lengths, short_names
 from utils.report.protocols import evaluations
 from utils.report.runs import Cell
-from utils.report.statistics import bootstrap_interval, performance_profile, resample
+from utils.report.statistics import FEW, bootstrap_interval, performance_profile, resample
 from utils.report.tables import Choice
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # fonts that journals take and editors can edit
@@ -35,11 +36,8 @@ METHODS = {
 }  # fmt: skip
 OTHER = ("#A0A0C0", "H")  # an algorithm that is not of this project
 _LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-COLUMNS, LABELS, LETTERS = (
-    3,
-    8,
-    28,
-)  # panels side by side; lines of a panel, and letters each, that labels have room for
+COLUMNS = 3  # panels side by side
+LABELS, LETTERS = 8, 28  # lines of a panel, and letters of each name, that labels have room for
 THRESHOLDS = np.linspace(0, 120, 241)
 
 
@@ -51,6 +49,44 @@ def style(algo: str, variant: int = 0) -> dict[str, Any]:
             "fillstyle": "full" if filled else "none"}  # fmt: skip
 
 
+def distinct(lines: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """A look for each line's name, of the algorithm that `lines` has for it; no two alike.
+
+    The first line of an algorithm has its colour and marker, filled, as everywhere. The others have those of
+    algorithms that no line is of, with open markers; where these are used up, their own algorithm's colour again, in
+    the variants of `style` and then with other markers.
+    """
+    free = [algo for algo in METHODS if algo not in lines.values()]
+    looks: dict[str, dict[str, Any]] = {}
+    for name, algo in lines.items():
+        if free and any(lines[other] == algo for other in looks):
+            looks[name] = {**style(free.pop(0), 1), "fillstyle": "none"}
+        else:
+            markers = [METHODS.get(algo, OTHER)[1], *(marker for _, marker in METHODS.values())]
+            every = ({**style(algo, variant), "marker": marker} for marker in markers for variant in range(10))
+            looks[name] = next((look for look in every if look not in looks.values()), style(algo))
+    return looks
+
+
+class Legend:
+    """The names and looks of the lines of some cells: the same in every figure that is drawn with it."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        # A method looks the same on every task, its second length on a task the same on every such task. The task's
+        # own settings come first, so that they have the algorithm's colour.
+        keys = {id(cell): f"{cell.method} {lengths(cell, cells).index(cell.total_steps)}" for cell in cells}
+        ordered = sorted(cells, key=lambda cell: (len(cell.changed), cell.copy, cell.total_steps))
+        looks = distinct({keys[id(cell)]: cell.algo for cell in ordered})
+        self._cells = {id(cell): (cell, literal(name), looks[keys[id(cell)]])
+                       for cell, name in zip(cells, short_names(cells), strict=True)}  # fmt: skip
+
+    def name(self, cell: Cell) -> str:
+        return self._cells[id(cell)][1]
+
+    def look(self, cell: Cell) -> dict[str, Any]:
+        return self._cells[id(cell)][2]
+
+
 def _every(points: int, look: dict[str, Any]) -> dict[str, Any]:
     """`look` with about eight markers, those of each method elsewhere, so that curves on each other can be told."""
     spacing = max(1, points // 8)
@@ -58,28 +94,42 @@ def _every(points: int, look: dict[str, Any]) -> dict[str, Any]:
     return {**look, "markevery": (markers.index(look["marker"]) * spacing // len(markers), spacing)}
 
 
-def figures(cells: Sequence[Cell], choice: Choice, by: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
-    """Name, caption and figure of everything that can be drawn, for the data of one origin."""
-    title = literal(f"data: {cells[0].label}")
+def figures(
+    cells: Sequence[Cell],
+    choice: Choice,
+    by: Sequence[str] = (),
+    legend: Legend | None = None,
+    each_task: bool = False,
+) -> Iterator[tuple[str, str, Figure]]:
+    """Name, caption and figure of everything that can be drawn, for the data of one origin.
+
+    legend: that of all cells of a report. each_task: a figure for each task instead of panels for all.
+    """
+    title, legend = literal(f"data: {cells[0].label}"), legend or Legend(cells)
     for setting in by:
         if (figure := sensitivity(cells, choice, title, setting)) is not None:
             yield "sensitivity" if len(by) == 1 else f"sensitivity-{setting}", _CAPTIONS["sensitivity"], figure
+    caption = f": {_CAPTIONS['learning_curves']}"
+    for task in dict.fromkeys(cell.env_name for cell in cells) if each_task else ():
+        if (figure := task_figure([cell for cell in cells if cell.env_name == task], legend)) is not None:
+            yield f"task-{task}", f"{task}{caption}", figure
+            caption = ""  # once is enough
     for name, draw in (("learning_curves", learning_curves), ("constraint", constraint)):
-        if (figure := draw(cells, title)) is not None:
+        if not each_task and (figure := draw(cells, title, legend)) is not None:
             yield name, _CAPTIONS[name], figure
-    if (figure := performance_profiles(cells, choice, title)) is not None:
+    if (figure := performance_profiles(cells, choice, title, legend)) is not None:
         yield "performance_profiles", _CAPTIONS["performance_profiles"], figure
 
 
 _CAPTIONS = {
-    "learning_curves": "Mean normalised score over seeds; shaded: 95 % bootstrap interval of that mean, which with two "
-    "or three seeds reaches from the least to the largest. Dotted: the mean of the data's own episodes.",
-    "sensitivity": "Mean normalised score over seeds against a setting; bars: 95 % bootstrap interval of that mean, "
-    "which with two or three seeds reaches from the least to the largest.",
+    "learning_curves": "mean normalised score over seeds; up to three seeds are thin lines of their own, of more the "
+    "95 % bootstrap interval of the mean is shaded. Dotted: the mean of the data's own episodes.",
+    "sensitivity": "Mean normalised score over seeds against a setting; up to three seeds are dots of their own, of "
+    "more the bars are the 95 % bootstrap interval of the mean.",
     "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, and mean Q, that of the "
     "critics' targets; mean over seeds, shaded: from the least to the largest seed.",
     "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold, on the tasks that all "
-    "of the methods have; shaded: 95 % stratified bootstrap interval.",
+    "of the methods have; shaded: 95 % stratified bootstrap interval, of four runs or more.",
 }
 
 
@@ -97,28 +147,62 @@ def save(figure: Figure, path: Path) -> None:
 # --- The figures ----------------------------------------------------------------------------------------
 
 
-def learning_curves(cells: Sequence[Cell], title: str) -> Figure | None:
+def learning_curves(cells: Sequence[Cell], title: str, legend: Legend | None = None) -> Figure | None:
     """Score over gradient steps, a panel per task; None where no seed group shares an evaluation."""
-    curves = {id(cell): curve(cell) for cell in cells}
-    drawn = [cell for cell in cells if len(curves[id(cell)])]
+    legend = legend or Legend(cells)
+    drawn = [cell for cell in cells if len(curve(cell))]
     if not drawn:
         return None
     figure, panels = _panels(drawn, title)
     for cell in drawn:
-        axes, steps, scores = panels[cell.env_name], curves[id(cell)].index, curves[id(cell)].to_numpy()
-        look = _look(drawn, cell)
-        axes.plot(steps, scores.mean(axis=1), label=_name(drawn, cell), **_every(len(steps), look))
-        if scores.shape[1] > 1:
-            low, high = np.transpose([_mean_interval(row) for row in scores])
-            axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        _draw_curve(panels[cell.env_name], cell, legend)
     for task, axes in panels.items():
         _mark_data(axes, [cell for cell in drawn if cell.env_name == task])
-        axes.set_ylabel("normalised score [%]")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low := min(0, low), high)  # from 0, so that no difference looks larger than it is
-        if high - low < 1:  # a score that stays the same, such as 0 in a maze: no axis of hundredths
-            axes.set_ylim(low - 1, high + 1)
+        _scale_scores(axes)
     return _finish(figure, panels)
+
+
+def task_figure(cells: Sequence[Cell], legend: Legend) -> Figure | None:
+    """One task, ten inches wide: score over gradient steps, beside it lambda and the KL term where runs have them."""
+    drawn = [cell for cell in cells if len(curve(cell))]
+    if not drawn:
+        return None
+    constrained = [cell for cell in drawn if _has_constraint(cell)]
+    if constrained:
+        names = _constraint_names(constrained)
+        size = (10, 0.4 + 2 * len(names))
+        figure, named = plt.subplot_mosaic([["score", name] for name in names], figsize=size, width_ratios=(3, 2))
+        _draw_constraint(constrained, {name: named[name] for name in names}, legend)
+    else:
+        figure, named = plt.subplot_mosaic([["score"]], figsize=(10, 3.8))
+    for cell in drawn:
+        _draw_curve(named["score"], cell, legend)
+    _mark_data(named["score"], drawn)
+    _scale_scores(named["score"])
+    named["score"].set_title(literal(cells[0].env_name), fontsize=9)
+    for axes in named.values():
+        axes.set_xlabel("gradient steps")
+    return _finish(figure, dict(enumerate(named.values())))
+
+
+def _draw_curve(axes: Axes, cell: Cell, legend: Legend) -> None:
+    """The mean over seeds; each seed beside it, or of more than three the interval of the mean."""
+    frame, look = curve(cell), legend.look(cell)
+    steps, scores = frame.index, frame.to_numpy()
+    axes.plot(steps, scores.mean(axis=1), label=legend.name(cell), **_every(len(steps), look))
+    if scores.shape[1] >= FEW:
+        low, high = np.transpose([_mean_interval(row) for row in scores])
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    elif scores.shape[1] > 1:
+        axes.plot(steps, scores, color=look["color"], linewidth=0.6, alpha=0.45)
+
+
+def _scale_scores(axes: Axes) -> None:
+    axes.set_ylabel("normalised score [%]")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low := min(0, low), high)  # from 0, so that no difference looks larger than it is
+    if high - low < 1:  # a score that stays the same, such as 0 in a maze: no axis of hundredths
+        axes.set_ylim(low - 1, high + 1)
 
 
 def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str) -> Figure | None:
@@ -136,12 +220,17 @@ def sensitivity(cells: Sequence[Cell], choice: Choice, title: str, setting: str)
         return None
     values = sorted({value for points in lines.values() for value, _ in points})
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    for number, ((algo, name), points) in enumerate(lines.items()):
+    looks = distinct({name: algo for algo, name in lines})
+    for (_, name), points in lines.items():
         points.sort(key=lambda point: point[0])
+        places = [values.index(value) for value, _ in points]
         means = np.array([scores.mean() for _, scores in points])
-        low, high = np.transpose([_mean_interval(scores) for _, scores in points])
-        axes.errorbar([values.index(value) for value, _ in points], means, [means - low, high - means], label=name,
-                      capsize=2, **style(algo, number))  # fmt: skip
+        ends = [_mean_interval(scores) if len(scores) >= FEW else (scores.mean(),) * 2 for _, scores in points]
+        low, high = np.transpose(ends)
+        axes.errorbar(places, means, [means - low, high - means], label=name, capsize=2, **looks[name])
+        for place, (_, scores) in zip(places, points, strict=True):
+            if 1 < len(scores) < FEW:
+                axes.plot([place] * len(scores), scores, ".", color=looks[name]["color"], markersize=3, alpha=0.6)
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set_xlabel(setting)
     axes.set_ylabel(f"normalised score [%] ({choice.protocol})")
@@ -169,44 +258,57 @@ def _mark_data(axes: Axes, cells: Sequence[Cell]) -> None:
 
 
 # What `constraint` shows, from above; mean Q where the runs have it.
-_CONSTRAINT = {"lambda": "λ", "kl_loss": "denoising loss (KL term)", "q_mean": "mean Q"}
+_CONSTRAINT = {"lambda": "multiplier λ", "kl_loss": "denoising loss (KL term)", "q_mean": "mean Q"}
 
 
-def constraint(cells: Sequence[Cell], title: str) -> Figure | None:
+def constraint(cells: Sequence[Cell], title: str, legend: Legend | None = None) -> Figure | None:
     """lambda, the KL term and mean Q over training; None where no run has the first two."""
-    drawn = [cell for cell in cells if all({"lambda", "kl_loss"} <= set(run.metrics) for run in cell.runs)]
+    legend = legend or Legend(cells)
+    drawn = [cell for cell in cells if _has_constraint(cell)]
     if not drawn:
         return None
-    names = [name for name in _CONSTRAINT if all(name in run.metrics for cell in drawn for run in cell.runs)]
+    names = _constraint_names(drawn)
     tasks = list(dict.fromkeys(cell.env_name for cell in drawn))
     columns, rows = min(COLUMNS, len(tasks)), len(names)
     blocks = -(-len(tasks) // columns)
     size = (0.6 + 4.4 * columns, 0.5 + 2.4 * rows * blocks)
     figure, grid = plt.subplots(rows * blocks, columns, figsize=size, squeeze=False)
-    stacks = {task: grid[rows * (k // columns) :][:rows, k % columns] for k, task in enumerate(tasks)}
     for spare in grid[-rows:, (len(tasks) - 1) % columns + 1 :].ravel():
         spare.set_visible(False)
-    for cell in drawn:
-        look = _look(drawn, cell)
-        for axes, name in zip(stacks[cell.env_name], names, strict=True):
-            values = _metric(cell, name)
-            axes.plot(values.index, values.mean(axis=1), label=_name(drawn, cell), **_every(len(values), look))
-            axes.fill_between(
-                values.index, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.18, lw=0
-            )
-    for task, stack in stacks.items():
-        for axes, name in zip(stack, names, strict=True):
-            axes.set_ylabel(_CONSTRAINT[name])
-        stack[0].set_title(literal(task), fontsize=9)
-        stack[-1].set_xlabel("gradient steps")
-        stack[1].set_yscale("log")
-        bounds = [run.settings.get("kappa", 0) for c in drawn if c.env_name == task for run in c.runs]
-        for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
-            stack[1].axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
-            stack[1].annotate(f"κ = {kappa:g}", (0.02, kappa), xycoords=("axes fraction", "data"), va="bottom",
-                              fontsize=7, color="0.25")  # fmt: skip
+    for k, task in enumerate(tasks):
+        stack = dict(zip(names, grid[rows * (k // columns) :][:rows, k % columns], strict=True))
+        _draw_constraint([cell for cell in drawn if cell.env_name == task], stack, legend)
+        stack["lambda"].set_title(literal(task), fontsize=9)
     figure.suptitle(title, fontsize=9)
     return _finish(figure, dict(enumerate(grid.ravel())))
+
+
+def _has_constraint(cell: Cell) -> bool:
+    return all({"lambda", "kl_loss"} <= set(run.metrics) for run in cell.runs)
+
+
+def _constraint_names(cells: Sequence[Cell]) -> list[str]:
+    return [name for name in _CONSTRAINT if all(name in run.metrics for cell in cells for run in cell.runs)]
+
+
+def _draw_constraint(cells: Sequence[Cell], stack: Mapping[str, Axes], legend: Legend) -> None:
+    """The metrics of `stack` in their panels, the KL term beside its bounds kappa, of runs of one task."""
+    for cell in cells:
+        look = legend.look(cell)
+        for name, axes in stack.items():
+            values = _metric(cell, name)
+            low, high = values.min(axis=1), values.max(axis=1)
+            axes.plot(values.index, values.mean(axis=1), label=legend.name(cell), **_every(len(values), look))
+            axes.fill_between(values.index, low, high, color=look["color"], alpha=0.18, lw=0)
+    for name, axes in stack.items():
+        axes.set(xlabel="gradient steps", ylabel=_CONSTRAINT[name])
+    below = stack["kl_loss"]
+    below.set_yscale("log")
+    bounds = [run.settings.get("kappa", 0) for cell in cells for run in cell.runs]
+    for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
+        below.axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
+        below.annotate(f"κ = {kappa:g}", (0.02, kappa), xycoords=("axes fraction", "data"), va="bottom",
+                       fontsize=7, color="0.25")  # fmt: skip
 
 
 def _metric(cell: Cell, name: str) -> pd.DataFrame:
@@ -221,22 +323,25 @@ def literal(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def performance_profiles(cells: Sequence[Cell], choice: Choice, title: str) -> Figure | None:
+def performance_profiles(
+    cells: Sequence[Cell], choice: Choice, title: str, legend: Legend | None = None
+) -> Figure | None:
     """A line per method over the tasks that all of them have; None where there is none, or no method has two runs."""
+    legend = legend or Legend(cells)
     scored = [(cell, s) for cell in cells if (s := choice.scores(cell, choice.protocol)) is not None]
-    methods = {cell.method: cell.algo for cell, _ in scored}
+    methods = {cell.method: cell for cell, _ in reversed(scored)}
     shared = {cell.env_name for cell, _ in scored}
     for method in methods:
         shared &= {cell.env_name for cell, _ in scored if cell.method == method}
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    for method, algo in methods.items():
+    for method, first in reversed(methods.items()):
         scores = [s for cell, s in scored if cell.method == method and cell.env_name in shared]
         if (runs := sum(map(len, scores))) < 2:
             continue
-        look = style(algo, [m for m, a in methods.items() if a == algo].index(method))
+        look = legend.look(first)
         axes.plot(THRESHOLDS, performance_profile(scores, THRESHOLDS), drawstyle="steps-post",
-                  label=literal(f"{method} ({runs} runs)"), **_every(len(THRESHOLDS), look))  # fmt: skip
-        if all(len(task) > 1 for task in scores):
+                  label=f"{legend.name(first)} ({runs} runs)", **_every(len(THRESHOLDS), look))  # fmt: skip
+        if runs >= FEW and all(len(task) > 1 for task in scores):
             draws = performance_profile(resample(scores, np.random.default_rng(0), 1000), THRESHOLDS)
             low, high = np.quantile(draws, [0.025, 0.975], axis=0)
             axes.fill_between(THRESHOLDS, low, high, color=look["color"], alpha=0.15, step="post", linewidth=0)
@@ -266,18 +371,6 @@ def _panels(cells: Sequence[Cell], title: str) -> tuple[Figure, dict[object, Axe
         axes.set_xlabel("gradient steps")
     figure.suptitle(title, fontsize=9)
     return figure, panels
-
-
-def _look(cells: Sequence[Cell], cell: Cell) -> dict[str, Any]:
-    """A method's style: the same in all panels of a figure."""
-    names = dict.fromkeys(_name(cells, other) for other in cells if other.algo == cell.algo)
-    return style(cell.algo, list(names).index(_name(cells, cell)))
-
-
-def _name(cells: Sequence[Cell], cell: Cell) -> str:
-    """The method, with its number of steps where the same task has several lengths of it."""
-    alike = {other.total_steps for other in cells if (other.env_name, other.method) == (cell.env_name, cell.method)}
-    return literal(cell.method if len(alike) == 1 else f"{cell.method} ({cell.total_steps:,} steps)")
 
 
 def _finish(figure: Figure, panels: dict[object, Axes] | dict[int, Axes], counts: bool = True) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -14,20 +15,42 @@ from matplotlib.figure import Figure
 from utils.report.runs import SeedRun
 from utils.report.tables import Table, harmless
 
-Section = tuple[str, Sequence[Table], Iterable[tuple[str, str, Figure]]]  # origin of the data, tables, figures
 TEMPLATE = Path(__file__).with_name("page.html")
+DOTS = 160  # per inch: a figure of ten inches stays sharp on the page's 1,000 pixels
 
 
-def make_page(title: str, sections: Sequence[Section], runs: Sequence[SeedRun], warnings: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Section:
+    """The data of one origin: the tables that come first, figures by name and caption, and all other tables."""
+
+    label: str
+    summaries: Sequence[Table]
+    drawings: Iterable[tuple[str, str, Figure]]
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Made:
+    """When, by which commit of this project and by which command a page was made."""
+
+    date: str
+    commit: str
+    command: str
+
+
+def make_page(
+    title: str, made: Made, sections: Sequence[Section], runs: Sequence[SeedRun], warnings: Sequence[str]
+) -> str:
     """The page as text. Figures are embedded as PNG and closed."""
     shown = [
-        {"label": label, "tables": tables, "pictures": [(caption, _picture(figure)) for _, caption, figure in drawings]}
-        for label, tables, drawings in sections
-    ]
+        {"label": one.label, "summaries": one.summaries, "tables": one.tables,
+         "pictures": [(caption, *_picture(figure)) for _, caption, figure in one.drawings]}
+        for one in sections
+    ]  # fmt: skip
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["harmless"] = harmless
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title, sections=shown, runs=runs_table(runs), warnings=warnings
+        title=title, made=made, sections=shown, runs=runs_table(runs), warnings=warnings
     )
 
 
@@ -52,9 +75,9 @@ def runs_table(runs: Sequence[SeedRun]) -> Table:
     return Table("Every seed that was read", columns, lines, names=3)
 
 
-def _picture(figure: Figure) -> str:
-    """The figure as PNG in base64; it is closed."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
+def _picture(figure: Figure) -> tuple[str, int]:
+    """The figure as PNG in base64, and its width on the page in pixels; it is closed."""
+    picture, width = io.BytesIO(), round(100 * figure.get_figwidth())
+    figure.savefig(picture, format="png", dpi=DOTS)
     plt.close(figure)
-    return base64.b64encode(picture.getvalue()).decode()
+    return base64.b64encode(picture.getvalue()).decode(), width

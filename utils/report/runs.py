@@ -89,7 +89,8 @@ class Labels:
 class SeedRun:
     """What one seed left.
 
-    place: its folder, or the export and the run's number there. changed: settings other than the task's own, without
+    place: its folder, or the export and the run's number there. named: below which of the places that were named it
+    was found, 0 the first. changed: settings other than the task's own, without
     those of `LENGTH`. total_steps: what the run was asked for. episodes: a row per episode with `step`, `episode`,
     `return`, `score` (normalised, in percent), `length`, `unstable` and `loss`, the mean loss on the data's actions
     since the evaluation before (NaN without one). metrics: columns of `metrics.csv` (`step` among them), NaN where
@@ -107,6 +108,7 @@ class SeedRun:
     config: Mapping[str, Any]
     metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
     events: Sequence[tuple[int, str]] = ()
+    named: int = 0
 
     @property
     def steps(self) -> np.ndarray:
@@ -135,7 +137,11 @@ class SeedRun:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Seeds of the same method on the same task and data: what one mean is made of."""
+    """Seeds of the same method on the same task and data: what one mean is made of.
+
+    told: settings that the method's name tells: what was changed, and those that a report is made `by`. copy: "(2)"
+    where a seed of the same method lies below a place that was named before.
+    """
 
     label: str
     env_name: str
@@ -145,6 +151,8 @@ class Cell:
     total_steps: int
     runs: Sequence[SeedRun]
     remarks: Sequence[str] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+    copy: str = ""
 
     @property
     def seeds(self) -> list[int]:
@@ -205,25 +213,26 @@ def find_runs(places: Iterable[Path], labels: Labels) -> tuple[list[SeedRun], li
 
     A folder that holds an export is that export and nothing else. Raises UserError where no run can be read.
     """
-    found: dict[Path, None] = {}
-    for place in places:
+    found: dict[Path, int] = {}
+    for number, place in enumerate(places):
         if not place.is_dir():
             raise UserError(f"no folder {place}; name the folder that run.py was given as --dir, or an export")
         if (place / RUNS).exists():
-            found[place.resolve()] = None
+            found.setdefault(place.resolve(), number)
             continue
         for path in sorted([*place.rglob("config.json"), *place.rglob(RUNS)]):
             if path.name == RUNS or (path.parent / "evaluations.csv").exists():
-                found[path.parent.resolve()] = None
+                found.setdefault(path.parent.resolve(), number)
     runs: list[SeedRun] = []
     notes: list[str] = []
-    for folder in found:
+    for folder, number in found.items():
         try:
             if (folder / RUNS).exists():
-                exported, faults = read_export(folder, labels)
-                runs, notes = [*runs, *exported], [*notes, *faults]
+                read, faults = read_export(folder, labels)
+                notes += faults
             else:
-                runs.append(read_run(folder, labels))
+                read = [read_run(folder, labels)]
+            runs += [dataclasses.replace(run, named=number) for run in read]
         except UserError as error:
             notes.append(f"left out: {error}")
     if not runs:
@@ -370,7 +379,8 @@ def group(runs: Sequence[SeedRun], by: Sequence[str] = ()) -> list[Cell]:
     """Seeds of the same data, task, method and number of steps together, in the paper's order of tasks.
 
     `by`: settings whose value is part of the method's name, where the method has them, also where it is the task's
-    own. Raises UserError where a seed occurs twice, or no run has such a setting.
+    own. The same seeds below two places that were named apart are two methods, `diffcps` and `diffcps (2)`. Raises
+    UserError where a seed occurs twice below one place, or no run has such a setting.
     """
     for name in by:
         if not any(name in run.settings for run in runs):
@@ -379,17 +389,29 @@ def group(runs: Sequence[SeedRun], by: Sequence[str] = ()) -> list[Cell]:
     for run in runs:
         found.setdefault((run.label, run.env_name, method_name(run, by), run.total_steps), []).append(run)
     cells = []
-    for (label, env_name, method, total_steps), members in found.items():
-        members.sort(key=lambda run: run.seed)
-        for one, other in itertools.pairwise(members):
-            if one.seed == other.seed:
-                raise UserError(f"seed {one.seed} of {method} on {env_name} is in {one.place} and {other.place}; "
-                                "name one of them")  # fmt: skip
-        members = _cut(members)
-        first = members[0]
-        cells.append(Cell(label, env_name, first.algo, method, first.changed, total_steps, members, _remarks(members)))
+    for (label, env_name, method, total_steps), together in found.items():
+        for copy, members in _apart(together):
+            for one, other in itertools.pairwise(members):
+                if one.seed == other.seed:
+                    raise UserError(f"seed {one.seed} of {method} on {env_name} is in {one.place} and {other.place}; "
+                                    "name one of them")  # fmt: skip
+            first, *_ = members = _cut(members)
+            told = {name: first.settings[name] for name in by if name in first.settings} | dict(first.changed)
+            name = f"{method} {copy}" if copy else method
+            cells.append(Cell(label, env_name, first.algo, name, first.changed, total_steps, members,
+                              _remarks(members), told, copy))  # fmt: skip
     tasks = order_tasks({cell.env_name for cell in cells})
     return sorted(cells, key=lambda c: (c.label, tasks.index(c.env_name), c.algo, _natural(c.method), c.total_steps))
+
+
+def _apart(runs: Sequence[SeedRun]) -> list[tuple[str, list[SeedRun]]]:
+    """The runs by rising seed, under ""; where a seed occurs twice, those of each named place under "", "(2)", ..."""
+    runs = sorted(runs, key=lambda run: run.seed)
+    if len({run.seed for run in runs}) == len(runs):
+        return [("", runs)]
+    places = sorted({run.named for run in runs})
+    return [(f"({k})" if k > 1 else "", [run for run in runs if run.named == place])
+            for k, place in enumerate(places, 1)]  # fmt: skip
 
 
 def _cut(runs: list[SeedRun]) -> list[SeedRun]:
@@ -412,7 +434,9 @@ def method_name(run: SeedRun, by: Sequence[str] = ()) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting's value as names and tables show it: 1.0 as 1."""
+    """A setting's value as names and tables show it: 1.0 as 1, files of weights without their folders."""
+    if isinstance(value, list | tuple):
+        return ",".join(str(text).rsplit("/", 1)[-1] for text in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -3,6 +3,9 @@
 As that paper's library (rliable) defines them: scores are a list of arrays, an array of runs per task. The IQM is the
 mean of the middle half of all runs of all tasks together (scipy's `trim_mean` with a quarter cut from each end, the
 cut rounded down); a bootstrap draw resamples the runs of each task by themselves; the interval is the percentile one.
+
+Of fewer than `FEW` runs of one task that interval is no more than the least and the largest of them: over 2.5 % of all
+draws are the least run and nothing else. So few are shown one by one, with Student's interval of their mean.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import trim_mean
+from scipy.stats import t, trim_mean
 
 RESAMPLES = 5000
 LEVEL = 0.95
+FEW = 4
 
 
 def interquartile_mean(scores: Sequence[np.ndarray], axis: int = -1) -> np.ndarray:
@@ -39,6 +43,14 @@ def bootstrap_interval(
     values = statistic(resample(scores, rng, draws))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+    """Student's interval of the mean of `values` [n], which takes them for normal; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:

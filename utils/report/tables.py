@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import hyperparameters
 from utils.report import protocols
 from utils.report.protocols import PROTOCOLS, TITLES, Index
 from utils.report.runs import Cell
-from utils.report.statistics import bootstrap_interval, interquartile_mean
+from utils.report.statistics import FEW, bootstrap_interval, interquartile_mean, t_interval
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
 # Algorithms that Table 1 prints under another name than theirs in capitals.
@@ -87,8 +88,9 @@ def make_rows(cells: Sequence[Cell], choice: Choice, published: Published) -> pd
 
     Columns: row (the cell's number here), data, task, method, seeds, reached (gradient steps of the last evaluation),
     steps (the same beside those of the task's own settings), protocol, mean, deviation (over seeds, NaN for one), iqm,
-    iqm_low, iqm_high (NaN without two seeds), paper, paper_deviation, difference (ours minus the paper's, for runs of
-    the task's own length: a shorter one says nothing of the method), corl, corl_deviation; scores in percent.
+    iqm_low, iqm_high (NaN without two seeds; Student's for few of one task), paper, paper_deviation, difference (ours
+    minus the paper's, for runs of the task's own length: a shorter one says nothing of the method), corl,
+    corl_deviation; scores in percent.
     """
     lines: list[tuple[str, list[Cell]]] = []
     for label in dict.fromkeys(cell.label for cell in cells):
@@ -124,7 +126,8 @@ def _estimates(name: str, cells: Sequence[Cell], choice: Choice, published: Publ
             continue
         other = published.corl(name, first.algo, protocol) if single and not first.changed else (np.nan, np.nan)
         lines.append({
-            "data": first.label, "task": name, "method": first.method, "seeds": _seeds(first) if paired else "various",
+            "data": first.label, "task": name, "method": first.method,
+            "seeds": seeds_text(first) if paired else "various",
             "reached": reached, "steps": reached + of, "protocol": protocol, **found, "paper": paper,
             "paper_deviation": papers[0][1] if single else np.nan,
             "difference": found["mean"] - paper if whole else np.nan, "corl": other[0], "corl_deviation": other[1],
@@ -141,13 +144,17 @@ def estimate(scores: Sequence[np.ndarray | None], paired: bool) -> dict[str, flo
     if len(tasks) < len(scores) or not tasks:
         return None
     deviation = float(np.mean(tasks, axis=0).std()) if paired and len(tasks[0]) > 1 else np.nan
-    # One fixed stream: the same files give the same interval.
-    low, high = bootstrap_interval(tasks, interquartile_mean, np.random.default_rng(0)) or (np.nan, np.nan)
+    if len(tasks) == 1 and len(tasks[0]) < FEW:  # whose IQM is their mean
+        interval = t_interval(tasks[0])
+    else:  # one fixed stream: the same files give the same interval
+        interval = bootstrap_interval(tasks, interquartile_mean, np.random.default_rng(0))
+    low, high = interval or (np.nan, np.nan)
     return {"mean": float(np.mean([task.mean() for task in tasks])), "deviation": deviation,
             "iqm": float(interquartile_mean(tasks)), "iqm_low": low, "iqm_high": high}  # fmt: skip
 
 
-def _seeds(cell: Cell) -> str:
+def seeds_text(cell: Cell) -> str:
+    """`0-4` or `0,3`."""
     low, high, number = cell.seeds[0], cell.seeds[-1], len(cell.seeds)
     if number > 2 and cell.seeds == list(range(low, high + 1)):
         return f"{low}-{high}"
@@ -178,6 +185,18 @@ class Table:
         lines = [head, "| " + " | ".join(rule) + " |", *body]
         notes = [f"- {note}" for note in self.notes]
         return "\n".join([f"### {self.title}", "", *lines, *([""] if notes else []), *notes, ""])
+
+    def text(self, width: int = 100) -> str:
+        """Aligned columns for a terminal; notes are wrapped at `width`."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(row[k]) for row in lines) for k in range(len(self.columns))]
+        padded = [
+            "  ".join(f"{cell:<{w}}" if k < self.names else f"{cell:>{w}}"
+                      for k, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in lines
+        ]  # fmt: skip
+        notes = [textwrap.fill(note, width) for note in self.notes]
+        return "\n".join([self.title, *(f"  {line}".rstrip() for line in padded), *notes, ""])
 
     def latex(self) -> str:
         """A `tabular` for booktabs."""
@@ -279,9 +298,9 @@ def _iqm(label: str, rows: pd.DataFrame) -> Table:
     texts = rows["iqm"].map(number) + (" [" + low + ", " + high + "]").where(rows["iqm_low"].notna(), "")
     names = rows.drop_duplicates("row").set_index("row")[["task", "method", "seeds"]]
     table = names.join(_by_protocol(rows, texts))
-    notes = ["In brackets the 95 % percentile interval of the stratified bootstrap (5,000 draws) over runs; "
-             "none for a single seed. With 2 or 3 runs the IQM is their mean, and the interval no more than the least "
-             "and the largest of them.", BEST_NOTE]  # fmt: skip
+    notes = ["In brackets the 95 % percentile interval of the stratified bootstrap (5,000 draws) over runs; for 2 or 3 "
+             "seeds of a task, of which that would be the least and the largest, Student's t interval of their mean "
+             "(2 or 1 degrees of freedom: wide); none for a single seed.", BEST_NOTE]  # fmt: skip
     return Table(
         f"Interquartile means, data: {label}", list(map(str, table.columns)), table.to_numpy().tolist(), notes, names=3
     )

@@ -23,7 +23,9 @@ from utils.runs.columns import (
     METRICS_BEGIN,
     METRICS_END,
     METRICS_FILE,
+    OLD_METRICS_END,
     PLAYED_FILE,
+    TRACKED_FILE,
 )
 from utils.runs.locks import RunLock, lock_of
 from utils.runs.log import write_json
@@ -35,7 +37,7 @@ PACKAGES = ("torch", "numpy", "h5py", "gymnasium", "mujoco", "gym", "d4rl", "ten
 # Any of these says that a folder holds a run.
 LEFT = (checkpoint.CURRENT, checkpoint.PREVIOUS, METRICS_FILE, EVALUATIONS_FILE, "config.json")
 # What else a run leaves there, and experiments and play.py beside it.
-BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_FILE, ".*.part")
+BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_FILE, TRACKED_FILE, ".*.part")
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
 # What runs had that were made before they said so.
@@ -54,7 +56,7 @@ def describe_run(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({processor()})",
         "python": platform.python_version(),
         "versions": _versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
@@ -78,7 +80,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The checkout's commit, marked where files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
@@ -238,7 +240,8 @@ def check_logs(folder: Path, state: Mapping[str, Any]) -> None:
         header = tuple(read_header(path))
         ours = header == EVALUATION_COLUMNS
         if name == METRICS_FILE:
-            ours = header[: len(METRICS_BEGIN)] == METRICS_BEGIN and header[-len(METRICS_END) :] == METRICS_END
+            ends = (METRICS_END, OLD_METRICS_END)
+            ours = header[: len(METRICS_BEGIN)] == METRICS_BEGIN and any(header[-len(end) :] == end for end in ends)
         if not ours:
             raise UserError(f"{path} begins with other columns than a run's; use --overwrite to start anew")
         with open(path, "rb") as file:

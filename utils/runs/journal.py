@@ -17,7 +17,8 @@ class Journal:
     """One log per folder, in the order of the seeds axis, and one bar.
 
     metrics: the columns of `metrics.csv`. shown: those of them that the bar shows. step: at which the process begins
-    or continues. settings: what TensorBoard's HPARAMS shows of each seed.
+    or continues. settings: what TensorBoard's HPARAMS shows of each seed. wandb: the project
+    of `--wandb`.
     """
 
     def __init__(
@@ -28,12 +29,13 @@ class Journal:
         step: int,
         settings: Sequence[Mapping[str, Any]],
         bar: Bar,
+        wandb: str | None = None,
     ) -> None:
         self.shown, self.bar = shown, bar
         self.logs: list[SeedLog] = []
         with ExitStack() as stack:
             for folder, own in zip(folders, settings, strict=True):
-                self.logs.append(stack.enter_context(closing(SeedLog(folder, metrics, step, own))))
+                self.logs.append(stack.enter_context(closing(SeedLog(folder, metrics, step, own, wandb))))
             self._open = stack.pop_all()
 
     def close(self) -> None:

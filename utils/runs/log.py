@@ -18,8 +18,18 @@ from torch.utils.tensorboard.summary import hparams
 
 from utils.errors import UserError
 from utils.files import atomic_write, first_line
-from utils.runs.columns import EVALUATION_COLUMNS, EVALUATIONS_FILE, METRICS_BEGIN, METRICS_END, METRICS_FILE, SCORE_TAG
+from utils.runs.columns import (
+    EVALUATION_COLUMNS,
+    EVALUATIONS_FILE,
+    METRICS_BEGIN,
+    METRICS_END,
+    METRICS_FILE,
+    OLD_METRICS_END,
+    SCORE_TAG,
+)
+from utils.runs.costs import Costs
 from utils.runs.reading import read_header
+from utils.runs.tracking import Tracker
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -132,23 +142,32 @@ def _quiet_event_threads() -> None:
 class SeedLog:
     """The files of one seed's folder: `metrics.csv`, `evaluations.csv`, TensorBoard events.
 
-    step: the step at which the process begins or continues. settings: what HPARAMS shows of the run.
+    step: the step at which the process begins or continues. settings: what HPARAMS shows of the run. wandb: the project
+    at Weights & Biases that gets the same numbers; None for none.
     """
 
-    def __init__(self, folder: Path, metrics: Sequence[str], step: int, settings: Mapping[str, Any]) -> None:
-        self.metrics_file = CsvFile(folder / METRICS_FILE, (*METRICS_BEGIN, *metrics, *METRICS_END))
+    def __init__(
+        self, folder: Path, metrics: Sequence[str], step: int, settings: Mapping[str, Any], wandb: str | None = None
+    ) -> None:
+        old, path = [*METRICS_BEGIN, *metrics, *OLD_METRICS_END], folder / METRICS_FILE
+        # A run that was begun with the old columns keeps them to its end.
+        self._columns = old if path.exists() and read_header(path) == old else [*METRICS_BEGIN, *metrics, *METRICS_END]
+        self.metrics_file = CsvFile(path, self._columns)
         self.evaluations_file = CsvFile(folder / EVALUATIONS_FILE, EVALUATION_COLUMNS)
         self.board = Board(folder, step, settings)
+        self.tracker = Tracker(wandb, folder, settings) if wandb else None
+        self._costs = Costs()
 
     def metrics(self, step: int, values: Mapping[str, float], steps_per_s: float, event: str = "") -> None:
         """One row of training metrics; a metric that was never due in the interval stays empty.
 
         `event`: what happened to the seed (`utils.training.faults`), mostly nothing.
         """
-        row = {name: f"{value:.9g}" for name, value in values.items()}
-        self.metrics_file.rows([{"step": step, **row, "steps_per_s": f"{steps_per_s:.2f}", "event": event}])
+        took = {"steps_per_s": f"{steps_per_s:.2f}", **self._costs.read()}
+        row = {"step": step, **{name: f"{value:.9g}" for name, value in values.items()}, **took, "event": event}
+        self.metrics_file.rows([{name: row.get(name, "") for name in self._columns}])
         shown = {f"{_group(name)}/{name}": value for name, value in values.items()}
-        self.board.scalars({**shown, "speed/steps_per_s": steps_per_s}, step)
+        self._scalars(shown | {f"speed/{name}": float(value) for name, value in took.items() if value}, step)
 
     def evaluation(
         self,
@@ -165,7 +184,12 @@ class SeedLog:
             for e, (r, s, n, u) in enumerate(episodes)
         )
         means = {SCORE_TAG: sum(scores) / len(scores), "evaluation/return": sum(returns) / len(returns)}
-        self.board.scalars(means, step)
+        self._scalars(means, step)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.board.scalars(values, step)
+        if self.tracker:
+            self.tracker.scalars(values, step)
 
     def sync(self) -> dict[str, int]:
         """Bring everything to the disk; the CSV files' lengths in bytes, for the checkpoint."""
@@ -175,6 +199,8 @@ class SeedLog:
     def close(self) -> None:
         for file in (self.metrics_file, self.evaluations_file, self.board):
             file.close()
+        if self.tracker:
+            self.tracker.close()
 
 
 def _group(name: str) -> str:
