@@ -80,7 +80,7 @@ class BCQ(Agent):
         states = batch["states"]
         with torch.no_grad():
             likely = self.vae.squashed(self.vae.sample(states, draws["code_noise"]))
-        loss = -self.constant_critic(states, self.actor(states, likely))[:, 0].mean(dim=1)
+        loss = -self.constant_critic.first(states, self.actor(states, likely)).mean(dim=1)
         return loss, {"q_loss": loss.detach()}
 
     # --- Acting -----------------------------------------------------------------------------------------
@@ -94,5 +94,5 @@ class BCQ(Agent):
         likely = self.vae.squashed(self.vae.sample(states, noise["code_noise"].flatten(1, 2)))
         actions = self.actor(states, likely)
         shape = noise["code_noise"].shape[:3]
-        values = self.critic(states, actions)[:, 0]
+        values = self.critic.first(states, actions)
         return candidates_best(values.view(shape), actions.view(*shape, -1))

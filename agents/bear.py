@@ -109,5 +109,5 @@ class BEAR(Agent):
     def actions_for(self, states: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """The best of `action_candidates` actions per state by Q1."""
         actions = self.actor.actions(*self.actor(states), noise["noise"])
-        values = self.critic(states, actions.flatten(1, 2))[:, 0]
+        values = self.critic.first(states, actions.flatten(1, 2))
         return candidates_best(values.view(actions.shape[:3]), actions)

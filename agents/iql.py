@@ -57,22 +57,24 @@ class IQL(Agent):
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         self.decay_rates()
         metrics = self.descend("value", self.value_loss(batch, draws))
-        metrics |= self.descend("actor", self.policy_loss(batch, draws))
+        known = {**batch, "target_values": metrics["target_values"]}  # Q' stays until the end of the step
+        metrics |= self.descend("actor", self.policy_loss(known, draws))
         metrics |= self.descend("critic", self.critic_loss(batch, draws))
         self.critic_target.follow(self.critic)
         return metrics
 
     def value_loss(self, batch: Batch, draws: Draws) -> Outcome:
-        """Expectile loss of min Q' - V (eq. 5) [S]."""
+        """Expectile loss of min Q' - V (eq. 5) [S]; beside the metrics min Q' [S, B]."""
         q = self.critic_target(batch["states"], batch["actions"]).amin(dim=1)
         loss = expectile_loss(q - self.value(batch["states"]), self.config.expectile).mean(dim=1)
-        return loss, {"value_loss": loss.detach()}
+        return loss, {"value_loss": loss.detach(), "target_values": q}
 
     def policy_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Negative log-likelihood of the data, weighted by exp(beta (min Q' - V)) up to 100 (eq. 7) [S]."""
         states, actions = batch["states"], batch["actions"]
         with torch.no_grad():
-            advantages = self.critic_target(states, actions).amin(dim=1) - self.value(states)
+            q = batch["target_values"] if "target_values" in batch else self.critic_target(states, actions).amin(dim=1)
+            advantages = q - self.value(states)
             weights = advantage_weights(advantages, self.config.beta)
         likelihood = self.actor.log_density(*self.actor(states, draws.get("kept")), actions)
         loss = -(weights * likelihood).mean(dim=1)

@@ -87,7 +87,7 @@ class TD3BC(Agent):
         """(pi(s) - a)^2 - alpha Q1(s, pi(s)) / mean |Q1| [S]."""
         states = self.normalized(batch["states"])
         actions = self.actor(states)
-        q = self.constant_critic(states, actions)[:, 0]
+        q = self.constant_critic.first(states, actions)
         q_loss = -q.mean(dim=1) / q.detach().abs().mean(dim=1)
         bc_loss = (actions - batch["actions"]).square().mean(dim=(1, 2))
         loss = self.config.alpha * q_loss + bc_loss

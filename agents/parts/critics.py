@@ -69,6 +69,13 @@ class TwinCritic(Network):
         values = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         return values.unflatten(0, (states.shape[0], 2))
 
+    def first(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Q1 alone, in half of the time: states [S, B, state_dim], actions [S, B * R, action_dim] -> [S, B * R]."""
+        hidden = self._hidden({name: t[::2] for name, t in self.parameters.tensors.items()}, states, actions)
+        # The last layer of both: alone, a single critic's has another order of summing, so not the digits of the pair.
+        pair = hidden.repeat_interleave(2, dim=0)
+        return self._last(self.parameters.tensors, pair)[::2]
+
     def one(self, choice: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """The critic that `choice` [S] (0 or 1) names, as a function of the actions alone: -> [S, B].
 
@@ -80,13 +87,23 @@ class TwinCritic(Network):
         return self._value(chosen, states, actions)
 
     def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        hidden = first_layer(states, actions, p["0.weight"], p["0.bias"])
-        for i, layer in enumerate(self.layers[1:]):
+        return self._last(p, self._hidden(p, states, actions))
+
+    def _hidden(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
+        """What the last layer reads [M, B * R, width]."""
+        for i, layer in enumerate(self.layers[:-1]):
+            if i == 0:
+                hidden = first_layer(states, actions, p["0.weight"], p["0.bias"])
+            else:
+                hidden = linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"])
             if self.norms:
                 hidden = layer_norm(hidden, p[f"{self.norms[i]}.weight"], p[f"{self.norms[i]}.bias"])
-            apply = head if layer == self.layers[-1] else linear
-            hidden = apply(self.activation(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
-        return hidden.squeeze(-1)
+            hidden = self.activation(hidden)
+        return hidden
+
+    def _last(self, p: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        layer = self.layers[-1]
+        return head(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]).squeeze(-1)
 
     def seed_state(self, seed: int) -> dict[str, Tensor]:
         """Seed number `seed`'s pair under the published names."""

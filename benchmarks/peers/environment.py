@@ -41,20 +41,22 @@ PEERS = {
 def python_of(folder: Path, peer: Peer, wheels: Path | None = None) -> Path:
     """The interpreter of an environment in `folder` that has the peer; it is made where there is none.
 
-    It has this process' version of PyTorch. wheels: a folder to install from instead of PyPI; PyTorch is then this
-    process' own. Raises UserError where that fails.
+    It has this process' version of PyTorch. wheels: a folder with those of the peer and of what it needs, to install
+    instead of asking PyPI; PyTorch is then this process' own. Raises UserError where that fails.
     """
     python = folder / "bin" / "python"
     wanted = f"{peer.name} {peer.version}, torch {torch.__version__.partition('+')[0]}"
     if python.exists() and _installed(python, peer) == wanted:
         return python
-    _run([sys.executable, "-m", "venv", *(["--system-site-packages"] if wheels else []), str(folder)])
+    _run([sys.executable, "-m", "venv", str(folder)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if wheels is None:
         _run([*pip, f"torch=={torch.__version__.partition('+')[0]}"])
         _run([*pip, peer.requirement])
     else:
-        _run([*pip, "--no-index", "--find-links", str(wheels), "--no-deps", *_wheels_in(wheels)])
+        _run([*pip, "--no-index", "--no-deps", *_wheels_in(wheels)])
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "pytorch.pth").write_text(f"{Path(torch.__file__).parents[1]}\n", encoding="utf-8")
     if (found := _installed(python, peer)) != wanted:
         raise UserError(f"the environment in {folder} has {found or 'nothing that can be imported'}, not {wanted}")
     return python

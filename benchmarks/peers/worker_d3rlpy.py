@@ -148,6 +148,7 @@ def main() -> None:
             answers.write(json.dumps(found) + "\n")
             continue
         torch.set_num_threads(order["threads"])
+        torch.set_float32_matmul_precision("highest")  # on a GPU d3rlpy sets TF32 when it is imported
         cuda = order["device"] != "cpu"
         settings = {**order, "wait": torch.cuda.synchronize if cuda else lambda: None}
         table = dataset(order)

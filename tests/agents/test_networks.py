@@ -161,3 +161,14 @@ def test_a_critic_takes_many_actions_per_state_some_states_at_a_time(monkeypatch
             values = critic(s, a)
             outcomes.append((values, *gradients((values * weights).sum(dim=(1, 2)), [critic.parameters])))
         torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_first_critic_alone_gives_the_numbers_of_the_pair(seeds: int) -> None:
+    critic = TwinCritic(Sizes(5, 2, seeds=seeds), [32] * 2, torch.relu)
+    critic.initialize([torch.Generator().manual_seed(0)] * seeds)
+    states, actions = torch.randn(seeds, 20, 5), torch.randn(seeds, 60, 2, requires_grad=True)
+    pair, alone = critic(states, actions)[:, 0], critic.first(states, actions)
+    assert torch.equal(pair, alone)
+    slopes = [torch.autograd.grad(values.sum(), actions)[0] for values in (pair, alone)]
+    assert torch.equal(*slopes)

@@ -119,9 +119,12 @@ def test_the_environment_gets_this_pytorch_first(tmp_path: Path, monkeypatch: py
     assert python_of(tmp_path, PEERS["d3rlpy"]) == python and len(commands) == 3  # made once
     commands.clear()
     (tmp_path / "a.whl").touch()
+    (tmp_path / "lib" / "python3" / "site-packages").mkdir(parents=True)
     with pytest.raises(UserError, match=r"has d3rlpy 2\.8\.0, torch 1, not d3rlpy 2\.8\.1"):
         python_of(tmp_path, PEERS["d3rlpy"], wheels=tmp_path)
-    assert "--system-site-packages" in commands[0] and "--no-index" in commands[1]
+    assert commands[1][-3:] == ["--no-index", "--no-deps", str(tmp_path / "a.whl")]
+    (beside,) = (tmp_path / "lib").rglob("*.pth")
+    assert (Path(beside.read_text().strip()) / "torch" / "__init__.py").exists()
 
 
 def test_every_algorithm_has_its_settings_on_the_other_side() -> None:
