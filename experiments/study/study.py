@@ -229,7 +229,8 @@ class Study:
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
         done = save(report, options.out, options.html, title=self.experiment.about, command=self.command)
-        print("\n".join([*report.shown(), *done]))
+        print("\n".join(report.shown()))
+        print("\n".join(done))
 
 
 def settings_of(names: Sequence[str], algos: Iterable[str]) -> list[str]:

@@ -56,7 +56,8 @@ def run(given: argparse.Namespace, command: str) -> None:
     for line in report.warnings:
         print(f"note: {line}", file=sys.stderr)
     done = save(report, given.out, given.html, given.export, command=command)
-    print("\n".join([*report.shown(), *done]))
+    print("\n".join(report.shown()))
+    print("\n".join(done))
 
 
 def main(argv: Sequence[str]) -> int:
