@@ -334,7 +334,7 @@ def test_a_checkpoint_of_any_other_form(finished: Path, data: st.DataObject) -> 
     with contextlib.redirect_stdout(io.StringIO()):
         training = launch.setup(options.parse(argv, AGENTS), AGENTS, Stop())
     with training.resources:
-        one_line(lambda: checkpoint.restore(training.parts, [state]))
+        one_line(lambda: checkpoint.restore(training.saver.parts, [state]))
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 EVERY = 1.0  # seconds between two drawings
 _LEAST_BAR = 1  # columns of the bar itself; with fewer, what matters least is left out
-_SYMBOLS = {"lambda": "λ"}
+_SYMBOLS = {"lambda": "λ"}  # where the terminal has such letters
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ class Bar:
         elif now.share is not None and not now.beside:
             speed, share = share, ""
         pieces = [(0, f"{now.step:,}/{self._last:,}"), (1, speed), (5, share)]
-        pieces += [(3 if name == "score" else 4, f"{_SYMBOLS.get(name, name)} {value:.3g}")
+        symbols = _SYMBOLS if (sys.stderr.encoding or "").lower().startswith("utf") else {}
+        pieces += [(3 if name == "score" else 4, f"{symbols.get(name, name)} {value:.3g}")
                    for name, value in self._shown.items() if math.isfinite(value)]  # fmt: skip
         return [*pieces, (2, f"{tqdm.format_interval(left)} left" if left is not None else "")]
 
