@@ -289,7 +289,8 @@ def test_mistakes_on_the_command_line_are_one_line_and_code_2(
     here = ["--dir", str(tmp_path), *SHORT]
     assert "unknown task 'hoper-medium-v2'" in fails(capsys, "--env_name", "hoper-medium-v2")
     assert "--frobnicate" in fails(capsys, *TASK, "--frobnicate", "1")
-    assert "invalid float value" in fails(capsys, *TASK, "--kappa", "small")
+    assert "invalid float value" in fails(capsys, *TASK, "--tau", "small")
+    assert "takes a number or auto, not 'small'" in fails(capsys, *TASK, "--kappa", "small")
     assert "--algo" in fails(capsys, *TASK, "--algo", "ppo")
     assert "tau must be at most 1" in fails(capsys, *TASK, "--tau", "3")
     assert "must be a number, not NaN" in fails(capsys, *TASK, "--kappa", "nan")
