@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from experiments.study import study
 from experiments.study.planned_run import How
 from tests.report.test_report import make_run
 from utils import options
+from utils.report import figures
 from utils.report.build import make_report
 from utils.report.runs import Labels
 from utils.report.tables import Choice
@@ -62,6 +64,15 @@ def test_the_table_of_known_runs(tmp_path):
         ["hopper-medium-v2", "diffusion_ql", "40", "40.0 ± 0.0", "–", "40.0 ± 0.0", "–", "–", "–", "–"],
     ]  # fmt: skip
     assert np.isnan(kappa._constraint(report.cells[1].runs[0])).all()
+    figure = figures.constraint(report.cells, "title")
+    assert figure is not None and len(figure.axes) == 3  # these runs have no mean Q
+    loss, bound = figure.axes[1].lines
+    np.testing.assert_allclose(loss.get_ydata(), [0.35, 0.25, 0.15, 0.05])
+    np.testing.assert_allclose(bound.get_ydata(), 0.045)  # kappa of the two seeds: 0.04 and 0.05
+    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), [0.25, 0.5, 0.75, 1.0])
+    plt.close(figure)
+    (cell,) = (cell for cell in report.cells if cell.algo == "diffcps")
+    assert cell.remarks == ()  # it binds
 
 
 def test_the_command_line(tmp_path, capsys):
