@@ -29,6 +29,7 @@ class About:
     below: float | str | None = None
     at_most: float | str | None = None
     one_of: tuple[str, ...] = ()
+    auto: bool = False  # `auto` may stand for the number, and is suggested for data that nobody tuned the number for
     excludes: str = ""  # another switch that may not be on at the same time
     alias: str = ""  # the published command's name of the flag
     scales: bool = False  # the length of a phase, which a shortened run shortens too
@@ -143,16 +144,33 @@ class DiffCPSConfig(AverageConfig, ChainConfig):
     num_epochs: int = 2000
     grad_norm: float = 1.0
     max_q_backup: bool = setting(False, "take the best of 10 next actions in the critics' target")
-    kappa: float = setting(0.06, "bound on the denoising loss that lambda enforces", at_least=0, alias="target_kl")
+    kappa: float | str = setting(
+        0.06,
+        "bound on the denoising loss that lambda enforces; auto: (1 + kappa_slack) times what a clone of the data "
+        "attains, and a lambda that follows",
+        at_least=0,
+        auto=True,
+        alias="target_kl",
+    )
+    kappa_slack: float = setting(0.2, "with --kappa auto: share of the clone's loss that the policy may be above it",
+                                 at_least=0)  # fmt: skip
+    kappa_opening: int = setting(0, "with --kappa auto: gradient steps over which the slack grows from 0",
+                                 at_least=0, scales=True)  # fmt: skip
     lambda_init: float = setting(1.0, "lambda at the start")
     lambda_min: float = setting(0.0, "least lambda used", at_least=0, at_most="lambda_max")
     lambda_max: float = setting(100.0, "largest lambda used")
     lambda_learning_rate: float = setting(3e-5, "Adam's rate for lambda", above=0)
     lambda_anti_windup: bool = setting(False, "clamp the stored lambda as well as the used one")
+    lambda_update: str = setting(
+        "ascent", "how lambda moves: by Adam up its gradient, or pi, set by a controller", one_of=("ascent", "pi")
+    )
+    lambda_proportional: float = setting(3.0, "with --lambda_update pi: K_P, of the relative violation", at_least=0)
+    lambda_integral: float = setting(0.02, "with --lambda_update pi: K_I, of its sum", at_least=0)
     policy_interval: int = setting(2, "policy and lambda move every so many gradient steps", above=0)
 
 
 CONFIGS["diffcps"] = DiffCPSConfig
+PRESETS["diffcps"] = {"kappa": {"auto": {"lambda_update": "pi"}}}
 DOMAIN_SETTINGS["diffcps"] = {
     "antmaze": {"num_epochs": 1000},
     "adroit": {"eval_episodes": 10},  # neither the paper nor its code has Adroit or Kitchen
@@ -811,7 +829,7 @@ def resolve(algo: str, env_name: str, overrides: Row | None = None) -> tuple[Any
         for name, value in row.items():
             if name not in known:
                 raise ValueError(f"unknown setting {name!r} for {algo}; known: {', '.join(known)}")
-            found[name] = (_as_kind(name, value, type(defaults[name])), origin)
+            found[name] = (_as_kind(name, value, type(defaults[name]), known[name].auto), origin)
     values = {name: value for name, (value, _) in found.items()}
     for name, about in known.items():
         _check(name, about, values)
@@ -836,12 +854,15 @@ def _task_row(algo: str, env_name: str) -> Row:
     return rows.get(env_name, {})
 
 
+AUTO = "auto"  # the word that may stand for a number where `About.auto` says so
 _KINDS: dict[type, type] = {float: numbers.Real, int: numbers.Integral}
 _LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
 
-def _as_kind(name: str, value: Any, wanted: type) -> Any:
+def _as_kind(name: str, value: Any, wanted: type, auto: bool) -> Any:
     """`value` as the default's type: any integer for a float or an int, any real for a float, NumPy's too."""
+    if auto and value == AUTO:
+        return AUTO
     if not isinstance(value, _KINDS.get(wanted, wanted)) or (isinstance(value, bool) and wanted is not bool):
         raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}")
     return wanted(value)
@@ -859,6 +880,6 @@ def _check(name: str, about: About, values: Row) -> None:
     for words, holds in _LIMITS.items():
         limit = getattr(about, words)
         bound = values[limit] if isinstance(limit, str) else limit
-        if bound is not None and not holds(value, bound):
+        if bound is not None and value != AUTO and not holds(value, bound):
             shown = f"{limit} ({bound})" if isinstance(limit, str) else bound
             raise ValueError(f"{name} must be {words.replace('_', ' ')} {shown}, not {value}")

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from agents.parts.agent import Agent, Batch, Draws, Outcome
+from agents.parts.bound import Bound, CloneBound
 from agents.parts.critics import TwinCritic
 from agents.parts.diffusion import DiffusionPolicy
 from agents.parts.draws import Rng, candidates_softmax, exponentials, integers, normals
 from agents.parts.losses import td_target, twin_error
-from agents.parts.multiplier import Multiplier
+from agents.parts.multiplier import Multiplier, PIMultiplier
 
 BACKUP_ACTIONS = 10  # actions per next state of the max-Q backup
 
@@ -28,7 +29,7 @@ class DiffCPS(Agent):
     """The agent of `--algo diffcps`; `config` is a `hyperparameters.DiffCPSConfig`."""
 
     METRICS = (
-        "kl_loss", "q_loss", "actor_loss", "critic_loss", "lambda", "q_mean",
+        "kl_loss", "q_loss", "actor_loss", "critic_loss", "lambda", "lambda_violated", "lambda_at_bound", "q_mean",
         "actor_grad_norm", "critic_grad_norm", "lambda_grad_norm",
     )  # fmt: skip
     SHOWN = ("lambda",)
@@ -45,7 +46,11 @@ class DiffCPS(Agent):
         # As published, what is stored winds up beyond the bounds (D4), unless `lambda_anti_windup`.
         bounds = (c.lambda_min, c.lambda_max)
         lambda_ = Multiplier(self.sizes, c.lambda_init, bounds=bounds, stored=bounds if c.lambda_anti_windup else None)
+        if c.lambda_update == "pi":
+            lambda_ = PIMultiplier(self.sizes, c.lambda_init, bounds, c.lambda_proportional, c.lambda_integral)
         self.lambda_ = self.learn("lambda", lambda_, c.lambda_learning_rate)
+        clone = (self.actor, c.learning_rate, c.kappa_slack, c.kappa_opening / c.policy_interval)
+        self.kappa = CloneBound(self, *clone) if c.kappa == "auto" else Bound(self, c.kappa)
 
     @property
     def period(self) -> int:
@@ -68,7 +73,8 @@ class DiffCPS(Agent):
         metrics = self.descend("critic", self.critic_loss(batch, draws))
         if step % self.config.policy_interval == 0:
             metrics |= self.descend("actor", self.policy_loss(batch, draws))
-            metrics |= self.ascend("lambda", metrics["kl_loss"] - self.config.kappa)
+            metrics |= self.kappa.follow(batch, draws)  # nothing to do where it is a number, as published
+            metrics |= self.ascend("lambda", metrics["kl_loss"] - self.kappa(), self.kappa())
         if step % self.config.ema_interval == 0:
             self.ema.follow(self.actor)
         self.critic_target.follow(self.critic)

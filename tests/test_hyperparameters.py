@@ -262,3 +262,40 @@ def test_a_value_beyond_a_bound_is_refused(algo: str) -> None:
                 bound = getattr(config, limit) if isinstance(limit, str) else limit
                 with pytest.raises(ValueError, match=f"{name}.* must be |must be .*{name}"):
                     hyperparameters.get(algo, "hopper-medium-v2", **{name: kind(bound + step)})
+
+
+def test_kappa_may_be_auto_and_brings_a_lambda_that_follows() -> None:
+    config, found = hyperparameters.resolve("diffcps", "hopper-medium-v2", {"kappa": "auto"})
+    assert found["kappa"] == ("auto", "command line") and config.kappa_slack == 0.2
+    assert found["lambda_update"] == ("pi", "kappa auto") and hyperparameters.DiffCPSConfig().lambda_update == "ascent"
+    assert hyperparameters.get("diffcps", "hopper-medium-v2", kappa="auto", lambda_update="ascent") == (
+        dataclasses.replace(config, lambda_update="ascent")
+    )
+    assert found["lambda_init"] == (1.0, "task hopper-medium-v2")
+    for given, message in (
+        ({"kappa": "Auto"}, "kappa must be float, not 'Auto'"),
+        ({"eta": "auto"}, "unknown setting"),
+        ({"lambda_init": "auto"}, "lambda_init must be float, not 'auto'"),
+        ({"kappa": "auto", "kappa_slack": -0.1}, "kappa_slack must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hyperparameters.get("diffcps", "hopper-medium-v2", **given)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "line"),
+    [
+        ("d4rl", ["--env_name", "hopper-medium-v2"], ""),
+        ("d4rl", ["--env_name", "antmaze-umaze-v2"], ""),
+        ("d4rl", ["--env_name", "hopper-random-v2"], "kappa = 0.06 was tuned for other tasks: for these data there is"),
+        ("/x/my.hdf5", ["--env_name", "hopper-medium-v2"], "kappa = 0.05 was tuned for D4RL's own set of this task"),
+        ("local", ["--env_name", "walker2d-medium-v2"], "kappa = 0.03 was tuned for D4RL's own set of this task"),
+        ("local", ["--env_name", "walker2d-medium-v2", "--kappa", "0.03"], ""),
+        ("local", ["--env_name", "walker2d-medium-v2", "--kappa", "auto"], ""),
+        ("local", ["--env_name", "walker2d-medium-v2", "--algo", "diffusion_ql"], ""),
+    ],
+)
+def test_auto_is_suggested_for_data_that_nobody_tuned_kappa_for(source: str, arguments: list[str], line: str) -> None:
+    given = options.parse(arguments, list(hyperparameters.CONFIGS))
+    said = options.suggestion(given, options.resolve_settings(given)[1], source)
+    assert said.startswith(line) and bool(said) == bool(line) and said.count("\n") == 0

@@ -59,6 +59,7 @@ def test_what_a_run_leaves(tmp_path: Path, data: str, capsys: pytest.CaptureFixt
     folder = train(tmp_path, data, "--seeds", "0,2", "--save_best_model")
     shown = capsys.readouterr().out
     assert "mean of last 5" in shown and "chosen on test episodes" in shown and "mean of the episodes" in shown
+    assert "for these data there is --kappa auto" in shown and "κ = 0.05 was not met: the loss was" in shown
     assert (folder / "curve.png").stat().st_size > 5000
     for seed in (0, 2):
         here = folder / f"seed_{seed}"
@@ -145,6 +146,22 @@ def test_a_run_with_the_columns_of_before_is_read_and_goes_on(
     train(tmp_path / "part", data, "--resume")
     assert "wall_s" not in rows(part / "metrics.csv")[-1]
     assert without_speed(whole / "metrics.csv") == without_speed(part / "metrics.csv")
+
+
+def test_a_run_with_a_clone_resumes_bit_for_bit(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    auto = ["--kappa", "auto", "--seeds", "0,4", "--hidden_dim", "32"]
+    whole = train(tmp_path / "whole", data, *auto)
+    shown = capsys.readouterr().out
+    assert "(auto)" in shown and "there is --kappa auto" not in shown
+    train(tmp_path / "cut", data, *auto, "--num_epochs", "2")
+    cut = train(tmp_path / "cut", data, *auto, "--resume")
+    for seed in ("seed_0", "seed_4"):
+        a, b = without_speed(whole / seed / "metrics.csv"), without_speed(cut / seed / "metrics.csv")
+        assert a == b and all(float(row["kappa"]) > 0 and float(row["clone_loss"]) > 0 for row in a)
+        states = [torch.load(x / seed / "checkpoint.pt", weights_only=True)["agent"]["networks"] for x in (whole, cut)]
+        assert states[0].keys() == states[1].keys() >= {"clone", "kappa"}
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        assert states[0]["kappa"].flatten()[1] == 20  # losses, at every second of 40 steps
 
 
 def test_a_run_may_end_before_its_schedule_and_go_on(
@@ -289,7 +306,8 @@ def test_mistakes_on_the_command_line_are_one_line_and_code_2(
     here = ["--dir", str(tmp_path), *SHORT]
     assert "unknown task 'hoper-medium-v2'" in fails(capsys, "--env_name", "hoper-medium-v2")
     assert "--frobnicate" in fails(capsys, *TASK, "--frobnicate", "1")
-    assert "invalid float value" in fails(capsys, *TASK, "--kappa", "small")
+    assert "invalid float value" in fails(capsys, *TASK, "--tau", "small")
+    assert "takes a number or auto, not 'small'" in fails(capsys, *TASK, "--kappa", "small")
     assert "--algo" in fails(capsys, *TASK, "--algo", "ppo")
     assert "tau must be at most 1" in fails(capsys, *TASK, "--tau", "3")
     assert "must be a number, not NaN" in fails(capsys, *TASK, "--kappa", "nan")

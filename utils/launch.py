@@ -15,7 +15,7 @@ import torch
 
 from utils import sources
 from utils.making import Agents, make_agent
-from utils.options import parse_seeds, resolve_device, resolve_settings, run_folder, steps_to_train
+from utils.options import parse_seeds, resolve_device, resolve_settings, run_folder, steps_to_train, suggestion
 from utils.process import Stop
 from utils.runs import checkpoint
 from utils.runs.folder import check_folders, describe_run, note_execution, owner, prepare_folders, recorded
@@ -176,8 +176,9 @@ def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
                           options.wandb)  # fmt: skip
         stack.enter_context(closing(journal))
         bar.note(f"{runner.mode} ({why}), threads {threads} ({so_many})")
-        if cost := agent.cost(config, dataset.state_dim, dataset.action_dim):
-            bar.note(cost)
+        cost = agent.cost(config, dataset.state_dim, dataset.action_dim)
+        for line in filter(None, (cost, suggestion(options, settings, dataset.source))):
+            bar.note(line)
         owners = [owner(config) for config in configs]
         saver = Saver(folders, parts, evaluator, owners, journal, options.checkpoint_interval, runner.mode,
                       step=agent.step)  # fmt: skip

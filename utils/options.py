@@ -105,7 +105,19 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, default: Any, about:
     if isinstance(default, bool):
         group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
     else:
-        group.add_argument(*names, type=type(default), metavar=type(default).__name__.upper(), **common)
+        kind, metavar = type(default), type(default).__name__.upper()
+        if about.auto:
+            group.add_argument(*names, type=_number_or_auto, metavar=f"{metavar}|auto", **common)
+        else:
+            group.add_argument(*names, type=kind, metavar=metavar, **common)
+
+
+def _number_or_auto(text: str) -> float | str:
+    """A number, or `auto`. Raises ArgumentTypeError for anything else."""
+    try:
+        return text if text == hyperparameters.AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a number or auto, not {text!r}") from None
 
 
 def parse(argv: Sequence[str], algorithms: Iterable[str]) -> argparse.Namespace:
@@ -188,6 +200,20 @@ def resolve_settings(options: argparse.Namespace) -> tuple[Any, dict[str, tuple[
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise UserError(f"{name} must lie within ±2^63, not {value}")
     return config, settings
+
+
+def suggestion(options: argparse.Namespace, settings: Mapping[str, tuple[Any, str]], source: str) -> str:
+    """A line for a number that nobody tuned for these data and that may be `auto`; "" where there is none.
+
+    settings: as `resolve_settings` gives them. source: the data's; numbers were tuned on D4RL's own, "d4rl".
+    """
+    for name, about in hyperparameters.settings(options.algo).items():
+        value, origin = settings[name]
+        tuned = source == "d4rl" and origin.startswith("task ")
+        if about.auto and not tuned and origin != "command line":
+            which = "D4RL's own set of this task" if origin.startswith("task ") else "other tasks"
+            return f"{name} = {value:g} was tuned for {which}: for these data there is --{name} auto"
+    return ""
 
 
 def steps_to_train(options: argparse.Namespace, config: Any) -> int:

@@ -102,7 +102,7 @@ class Agent:
         self._generators = self.init_generators()
         self._named: dict[str, Network] = {}
         self._published: dict[str, str] = {}  # name -> entry of the published weights, perhaps with "/prefix"
-        self._sources: dict[str, str] = {}  # name of an average -> name of the network that it follows
+        self._sources: dict[str, str] = {}  # name of an average or a copy -> the network's that it is of
         # Numbers that change at a step: tensor, value, step, value before it.
         self._late: list[tuple[Tensor, float, int, float]] = []
         self._decaying: tuple[str, ...] | None = None  # see `decay_every_step`
@@ -139,6 +139,16 @@ class Agent:
         self.optimizers[name] = Adam(network.parameters, self.num_seeds, rate, self.config.grad_norm, weight_decay)
         return self._name(name, network, published)
 
+    def learn_beside(self, name: str, network: N, rate: float) -> N:
+        """A second network like a learnt one, with an optimiser of its own, under `name`.
+
+        It starts as a copy, so no random number is drawn; where published weights lack it, it has the first one's.
+        """
+        self._sources[name] = self._name_of(network)
+        twin = network.copied()
+        self.optimizers[name] = Adam(twin.parameters, self.num_seeds, rate, self.config.grad_norm)
+        return self._name(name, twin, None)
+
     def average_of(
         self,
         name: str,
@@ -152,7 +162,7 @@ class Agent:
 
         copies: before its start `follow` copies the network instead.
         """
-        source = next(key for key, network in self._named.items() if network is online)
+        source = self._name_of(online)
         twin = self._name(name, online.averaged(), published)
         twin.weight = 1 - decay if start is None else self.from_step(start, 1 - decay, float(copies))
         self._sources[name] = source
@@ -161,6 +171,9 @@ class Agent:
     def _name(self, name: str, network: N, published: str | None) -> N:
         self.networks[name], self._named[name], self._published[name] = network.parameters, network, published or name
         return network
+
+    def _name_of(self, network: Network) -> str:
+        return next(name for name, named in self._named.items() if named is network)
 
     def from_step(self, start: int, value: float, before: float = 0.0) -> Tensor:
         """A number [] on the device that is `before` before step `start` and `value` from there on."""
@@ -258,13 +271,19 @@ class Agent:
         norms = {f"{name}_grad_norm": self.optimizers[name].step(slope) for name, slope in slopes.items()}
         return metrics | self._in_metrics(norms)
 
-    def ascend(self, name: str, violation: Tensor) -> dict[str, Tensor]:
-        """One step of a `Multiplier` by its constraint's violation [S]; its new value, and the gradient's norm."""
+    def ascend(self, name: str, violation: Tensor, scale: Tensor | float = 1.0) -> dict[str, Tensor]:
+        """One step of a `Multiplier` by its constraint's violation [S]; its new value, and the gradient's norm.
+
+        scale: what the violation is compared with by multipliers that need it relative, the constraint's bound [S].
+        Also, for METRICS that ask, 1 where the constraint was violated and where the new value is one of its bounds.
+        """
         multiplier = self._named[name]
         assert isinstance(multiplier, Multiplier), name
-        norm = self.optimizers[name].step(multiplier.gradient(violation))
-        multiplier.cut()
-        return self._in_metrics({name: multiplier(), f"{name}_grad_norm": norm})
+        norm = multiplier.step(self.optimizers[name], violation, scale)
+        found = {name: multiplier(), f"{name}_grad_norm": norm}
+        if f"{name}_violated" in self.METRICS:
+            found |= {f"{name}_violated": (violation > 0).float(), f"{name}_at_bound": multiplier.at_bound().float()}
+        return self._in_metrics(found)
 
     def _in_metrics(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in found.items() if name in self.METRICS}
@@ -384,7 +403,8 @@ class Agent:
     def load_published(self, networks: Mapping[str, Any]) -> None:
         """Load weights under the published code's names, without the seeds axis, into every seed.
 
-        A missing average is copied from the network that it follows. Raises ValueError for missing or misshapen ones.
+        A missing average or copy has those of the network that it is of. Raises ValueError for missing or misshapen
+        ones.
         """
         for name, network in self._named.items():
             entry, _, prefix = self._published[name].partition("/")

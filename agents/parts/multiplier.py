@@ -1,4 +1,4 @@
-"""Lagrange multipliers, learnt by dual ascent."""
+"""Lagrange multipliers: learnt by dual ascent, or set by a controller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agents.parts.adam import Adam
 from agents.parts.parameters import Network, Parameters, Sizes
+
+LARGEST_ERROR = 1.0  # relative to the bound
+ERROR_RATE = 0.05  # of the mean of the constraint's violation that a controller is proportional to
 
 
 class Multiplier(Network):
@@ -49,8 +53,19 @@ class Multiplier(Network):
         """lambda as it is used [S]."""
         return self._unbounded().clamp(*self.bounds)
 
+    def at_bound(self) -> Tensor:
+        """Whether lambda as it is used is one of its bounds [S] bool."""
+        value, (least, most) = self(), self.bounds
+        return (value == least) | (value == most)
+
     def _unbounded(self) -> Tensor:
         return self.flat[:, 0].exp() if self.log else self.flat[:, 0]
+
+    def step(self, optimizer: Adam, violation: Tensor, scale: Tensor | float) -> Tensor:
+        """One step by the constraint's violation [S], which `scale` makes relative where that matters. Its size [S]."""
+        norm = optimizer.step(self.gradient(violation))
+        self.cut()
+        return norm
 
     def gradient(self, violation: Tensor) -> Tensor:
         """d (-lambda * violation) / d stored number, violation [S] -> [S, 1]."""
@@ -72,3 +87,41 @@ class Multiplier(Network):
     def load_seed(self, seed: int, state: Tensor | float) -> None:
         """Write the stored number."""
         self.flat[seed] = float(state)
+
+
+class PIMultiplier(Multiplier):
+    """A Lagrange multiplier lambda set by a controller, one number per seed (Stooke et al. 2020, arXiv 2007.03964).
+
+        lambda = K_P e + I      I <- I + K_I v, within the bounds      e <- e + ERROR_RATE (v - e)
+
+    v is the constraint's violation relative to `scale`, its bound, and at most LARGEST_ERROR, so that a fresh policy's
+    large loss does not wind I up. Dual ascent is the integral I alone; the part in proportion to the error answers at
+    once, and takes back what it gave as soon as the constraint is met. The paper's derivative is left out: in
+    `benchmarks.multipliers` it changed nothing. No optimiser takes part.
+    """
+
+    def __init__(
+        self, sizes: Sizes, start: float, bounds: tuple[float, float], proportional: float, integral: float
+    ) -> None:
+        super().__init__(sizes, start, bounds=bounds)
+        shapes: dict[str, tuple[int, ...]] = {"value": (), "integral": (), "error": ()}
+        self.parameters = Parameters(shapes, sizes.seeds, sizes.device, trainable=False)
+        self.proportional, self.integral = proportional, integral
+
+    def initialize(self, generators: Sequence[torch.Generator]) -> None:
+        for seed in range(len(generators)):
+            self.load_seed(seed, self.start)
+
+    @torch.no_grad()
+    def step(self, optimizer: Adam, violation: Tensor, scale: Tensor | float) -> Tensor:
+        """One step by the constraint's violation [S]; |v| [S]."""
+        value, integral, error = (self.parameters[name] for name in ("value", "integral", "error"))
+        relative = (violation / scale).clamp(max=LARGEST_ERROR)
+        error.lerp_(relative, ERROR_RATE)
+        integral.add_(relative, alpha=self.integral).clamp_(*self.bounds)
+        value.copy_(self.proportional * error + integral)
+        return relative.abs()
+
+    def load_seed(self, seed: int, state: Tensor | float) -> None:
+        """Begin at this lambda, with no error yet."""
+        self.flat[seed] = torch.tensor([float(state), float(state), 0.0])

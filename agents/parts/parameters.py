@@ -53,9 +53,9 @@ class Parameters:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    def averaged(self) -> Parameters:
-        """A copy that takes no gradients: the start of a target or an average."""
-        twin = Parameters(self.shapes, self.members, self.flat.device, trainable=False)
+    def averaged(self, trainable: bool = False) -> Parameters:
+        """A copy, which takes no gradients unless `trainable`: the start of a target or an average."""
+        twin = Parameters(self.shapes, self.members, self.flat.device, trainable)
         twin.flat.copy_(self.flat)
         return twin
 
@@ -178,6 +178,10 @@ class Network:
     def averaged(self) -> Self:
         """The same network over a copy of the parameters that takes no gradients."""
         return self._over(self.parameters.averaged())
+
+    def copied(self) -> Self:
+        """The same network over a copy of the parameters that learns by itself."""
+        return self._over(self.parameters.averaged(trainable=True))
 
     def frozen(self) -> Self:
         """The same network over the same parameters, taken as constants."""

@@ -46,13 +46,14 @@ class Experiment:
     """An artefact: a grid of runs, and what is shown of them beside the usual report.
 
     folder: where its runs lie; two artefacts with one folder share their runs. grid: values of the settings that are
-    compared. job: the function that runs one command line, run.py's by default. extra: tables of its own, made of
-    the report and the origin of its data. by: settings that tell its methods apart. evaluated: the folders with the
-    evaluations that are shown, for a trained seed's folder: that folder by default. max_steps: gradient steps of each
-    run, if fewer than its schedule has. evaluations: `eval_interval` and `eval_episodes` that are not the tasks' own.
-    task_by_task: all algorithms on a task before the next task. dataset: None where the user has to name it. labels:
-    names for its data, as `--label` takes them, where the user gives none; made of the folders that are shown.
-    compared: `show` sets its methods side by side instead of printing all tables.
+    compared. variants: sets of settings that are compared of an algorithm, instead of the grid. job: the function that
+    runs one command line, run.py's by default. extra: tables of its own, made of the report and the origin of its data.
+    by: settings that tell its methods apart. evaluated: the folders with the evaluations that are shown, for a trained
+    seed's folder: that folder by default. max_steps: gradient steps of each run, if fewer than its schedule has.
+    evaluations: `eval_interval` and `eval_episodes` that are not the tasks' own. task_by_task: all algorithms on a task
+    before the next task. dataset: None where the user has to name it. labels: names for its data, as `--label` takes
+    them, where the user gives none; made of the folders that are shown. compared: `show` sets its methods side by side
+    instead of printing all tables.
     """
 
     folder: str
@@ -60,6 +61,7 @@ class Experiment:
     tasks: Sequence[str]
     seeds: str
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    variants: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     algos: Sequence[str] = ("diffcps",)
     job: Function | None = None
     extra: Callable[[Report, str], Sequence[Table]] | None = None
@@ -75,7 +77,7 @@ class Experiment:
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
         """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
         names = list(self.grid)
-        variants = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
         seeds = tuple(parse_seeds(options.seeds))
         groups = [(seed,) for seed in seeds] if options.split_seeds else [seeds]
         pairs = [(algo, task) for algo in options.algos for task in options.tasks]
@@ -85,7 +87,7 @@ class Experiment:
             PlannedRun(algo, task, group, variant, *lengths_of(algo, task, options))
             for algo, task in pairs
             if hyperparameters.runs_on(algo, task)
-            for variant in variants
+            for variant in self.variants.get(algo, grid)
             for group in groups
         ]
 

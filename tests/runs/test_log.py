@@ -65,7 +65,15 @@ def test_rows_are_appended_and_another_header_is_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="closed"):
         file.rows([{"step": 3}])
     with pytest.raises(UserError, match=r"a.csv has other columns \(step, loss\) than this version writes"):
-        CsvFile(tmp_path / "a.csv", ("step", "loss", "event"))
+        CsvFile(tmp_path / "a.csv", ("step", "event"))
+    assert (tmp_path / "a.csv").read_bytes() == b"step,loss\r\n1,2\r\n2,3\r\n"
+
+
+def test_a_file_of_an_earlier_version_goes_on_with_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"step,loss\r\n1,2\r\n")
+    file = CsvFile(tmp_path / "a.csv", ("step", "new", "loss"))
+    file.rows([{"step": 2, "new": 7, "loss": 3}])
+    file.close()
     assert (tmp_path / "a.csv").read_bytes() == b"step,loss\r\n1,2\r\n2,3\r\n"
 
 

@@ -126,8 +126,9 @@ _CAPTIONS = {
     "95 % bootstrap interval of the mean is shaded. Dotted: the mean of the data's own episodes.",
     "sensitivity": "Mean normalised score over seeds against a setting; up to three seeds are dots of their own, of "
     "more the bars are the 95 % bootstrap interval of the mean.",
-    "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, and mean Q, that of the "
-    "critics' targets; mean over seeds, shaded: from the least to the largest seed.",
+    "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, the share of the policy's "
+    "steps with a loss above kappa, and mean Q, that of the critics' targets; mean over seeds, shaded: from the least "
+    "to the largest seed. Dotted: kappa, and bounds of lambda.",
     "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold, on the tasks that all "
     "of the methods have; shaded: 95 % stratified bootstrap interval, of four runs or more.",
 }
@@ -257,12 +258,18 @@ def _mark_data(axes: Axes, cells: Sequence[Cell]) -> None:
                       fontsize=7, color="0.25")  # fmt: skip
 
 
-# What `constraint` shows, from above; mean Q where the runs have it.
-_CONSTRAINT = {"lambda": "multiplier λ", "kl_loss": "denoising loss (KL term)", "q_mean": "mean Q"}
+# What `constraint` shows, from above; the last two where some of the runs have them.
+_CONSTRAINT = {
+    "lambda": "multiplier λ",
+    "kl_loss": "denoising loss (KL term)",
+    "lambda_violated": "share of steps above κ",
+    "q_mean": "mean Q",
+}
 
 
 def constraint(cells: Sequence[Cell], title: str, legend: Legend | None = None) -> Figure | None:
-    """lambda, the KL term and mean Q over training; None where no run has the first two."""
+    """lambda, the KL term, how often it was above kappa, and mean Q over training; None where no run has the first
+    two."""
     legend = legend or Legend(cells)
     drawn = [cell for cell in cells if _has_constraint(cell)]
     if not drawn:
@@ -284,11 +291,16 @@ def constraint(cells: Sequence[Cell], title: str, legend: Legend | None = None) 
 
 
 def _has_constraint(cell: Cell) -> bool:
-    return all({"lambda", "kl_loss"} <= set(run.metrics) for run in cell.runs)
+    return _has(cell, "lambda") and _has(cell, "kl_loss")
+
+
+def _has(cell: Cell, name: str) -> bool:
+    """Whether all runs have this metric."""
+    return all(name in run.metrics for run in cell.runs)
 
 
 def _constraint_names(cells: Sequence[Cell]) -> list[str]:
-    return [name for name in _CONSTRAINT if all(name in run.metrics for cell in cells for run in cell.runs)]
+    return [name for name in _CONSTRAINT if any(_has(cell, name) for cell in cells)]
 
 
 def _draw_constraint(cells: Sequence[Cell], stack: Mapping[str, Axes], legend: Legend) -> None:
@@ -296,19 +308,41 @@ def _draw_constraint(cells: Sequence[Cell], stack: Mapping[str, Axes], legend: L
     for cell in cells:
         look = legend.look(cell)
         for name, axes in stack.items():
+            if not _has(cell, name):
+                continue
             values = _metric(cell, name)
             low, high = values.min(axis=1), values.max(axis=1)
             axes.plot(values.index, values.mean(axis=1), label=legend.name(cell), **_every(len(values), look))
             axes.fill_between(values.index, low, high, color=look["color"], alpha=0.18, lw=0)
     for name, axes in stack.items():
         axes.set(xlabel="gradient steps", ylabel=_CONSTRAINT[name])
-    below = stack["kl_loss"]
-    below.set_yscale("log")
+    stack["kl_loss"].set_yscale("log")
+    if "lambda_violated" in stack:
+        stack["lambda_violated"].set_ylim(-0.03, 1.03)
+    _mark_bounds(stack["lambda"], cells)
+    _mark_kappa(stack["kl_loss"], cells, legend)
+
+
+def _mark_kappa(axes: Axes, cells: Sequence[Cell], legend: Legend) -> None:
+    """The bounds of a task's cells: a line and its number, or with `auto` the curve, in the colour of its cell."""
+    dotted = (0, (1, 2))
     bounds = [run.settings.get("kappa", 0) for cell in cells for run in cell.runs]
-    for kappa in dict.fromkeys(bound for bound in bounds if 0 < bound < np.inf):
-        below.axhline(kappa, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
-        below.annotate(f"κ = {kappa:g}", (0.02, kappa), xycoords=("axes fraction", "data"), va="bottom",
-                       fontsize=7, color="0.25")  # fmt: skip
+    for kappa in dict.fromkeys(x for x in bounds if isinstance(x, int | float) and 0 < x < np.inf):
+        axes.axhline(kappa, color="0.35", linestyle=dotted, linewidth=1.2)
+        axes.annotate(f"κ = {kappa:g}", (0.02, kappa), xycoords=("axes fraction", "data"), va="bottom",
+                      fontsize=7, color="0.25")  # fmt: skip
+    for cell in cells:
+        if _has(cell, "kappa"):
+            values = _metric(cell, "kappa")
+            axes.plot(values.index, values.mean(axis=1), color=legend.look(cell)["color"], linestyle=dotted, lw=1.2)
+
+
+def _mark_bounds(axes: Axes, cells: Sequence[Cell]) -> None:
+    """lambda's bounds, as far as they lie within what is drawn; 0 is the axis."""
+    low, high = axes.get_ylim()
+    bounds = [run.settings.get(name, 0) for cell in cells for run in cell.runs for name in ("lambda_min", "lambda_max")]
+    for bound in dict.fromkeys(x for x in bounds if isinstance(x, int | float) and max(0, low) < x < high):
+        axes.axhline(bound, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2)
 
 
 def _metric(cell: Cell, name: str) -> pd.DataFrame:

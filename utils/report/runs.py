@@ -26,6 +26,7 @@ import pandas as pd
 import hyperparameters
 from utils.errors import UserError
 from utils.runs.columns import RUNAWAY, STOPPED
+from utils.runs.constraint import Constraint, constraint_lines
 from utils.runs.reading import read_config, read_evaluations, read_events, read_metrics
 
 RUNS, EPISODES = "runs.jsonl", "episodes.csv.gz"  # an export: a line of settings per run, and a row per episode
@@ -342,8 +343,8 @@ def _check(config: Mapping[str, Any], episodes: pd.DataFrame) -> None:
         raise ValueError("a name has more than 300 letters")
     if not all(isinstance(text, str) for text in run.get("load_published") or ()):
         raise TypeError("load_published is no list of names")
-    if not isinstance(settings.get("kappa", 0.0), int | float):
-        raise TypeError("kappa is no number")
+    if not isinstance(settings.get("kappa", 0.0), int | float) and settings["kappa"] != hyperparameters.AUTO:
+        raise TypeError("kappa is neither a number nor auto")
     if not episodes["step"].between(0, FURTHEST).all() or (episodes["score"].abs() > LARGEST).any():
         raise ValueError("a step or a score is beyond all bounds")
 
@@ -360,9 +361,16 @@ def _losses(steps: pd.Series, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _changed(algo: str, env_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that differ from the task's own, and run options that change what a score means."""
+    """Settings that differ from the task's own, and run options that change what a score means.
+
+    Those that follow from a preset (`--kappa auto`) are not named beside it.
+    """
     try:
         own = {name: value for name, (value, _) in hyperparameters.explain(algo, env_name).items()}
+        chosen = {k: v for k, v in config["settings"].items() if k in hyperparameters.PRESETS.get(algo, {})}
+        chosen = {name: value for name, value in chosen.items() if value != own[name]}
+        own |= {name: value for name, (value, _) in hyperparameters.explain(algo, env_name, chosen).items()
+                if name not in chosen}  # fmt: skip
     except ValueError:  # an algorithm or task that these tables do not know: what the command line gave
         given = config.get("origins", {})
         own = {name: value for name, value in config["settings"].items() if given.get(name) != "command line"}
@@ -467,6 +475,11 @@ def _remarks(runs: Sequence[SeedRun]) -> tuple[str, ...]:
         met = [run for run in runs if any(text.startswith(event) for _, text in run.events)]
         if met:
             remarks.append(f"{len(met)} of {len(runs)} seeds {what} (seed {', '.join(str(r.seed) for r in met)})")
+    constraints = {str(run.seed): Constraint.of(run.metrics, run.settings) for run in runs}
+    idle = {seed: one for seed, one in constraints.items() if one is not None and one.kind != "binding"}
+    remarks += constraint_lines(idle) if len(idle) == len(runs) else [
+        f"seed {seed}: {line}" for seed, one in idle.items() for line in constraint_lines({seed: one})
+    ]  # fmt: skip
     return tuple(remarks)
 
 

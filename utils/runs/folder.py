@@ -41,7 +41,7 @@ BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_F
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
 # What runs had that were made before they said so.
-ALWAYS_WAS = {"precision": "float32"}
+ALWAYS_WAS = {"precision": "float32", "kappa_slack": 0.2, "kappa_opening": 0, "lambda_update": "ascent"}
 
 
 def describe_run(

@@ -40,7 +40,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 class CsvFile:
     """A CSV file that grows by whole rows, or where the disk refuses, stays as it was. Nothing is kept in memory.
 
-    Raises UserError where a file is there with other columns.
+    A file of an earlier version that lacks some of the columns goes on with those it has. Raises UserError where a file
+    is there with others.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -53,7 +54,9 @@ class CsvFile:
         header = read_header(path)
         if not header:
             self.rows([dict(zip(columns, columns, strict=True))])
-        elif header != self._columns:
+        elif set(header) <= set(columns):
+            self._columns = header
+        else:
             self.close()
             raise UserError(f"{path} has other columns ({', '.join(header)}) than this version writes "
                             f"({', '.join(columns)}); use --overwrite to start anew")  # fmt: skip
@@ -61,7 +64,7 @@ class CsvFile:
     def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows, all or none. Raises UserError where the disk refuses."""
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self._columns).writerows(rows)
+        csv.DictWriter(text, self._columns, extrasaction="ignore").writerows(rows)
         piece = text.getvalue().encode("utf-8", "backslashreplace")
         end, done = self._file.tell(), 0
         try:

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils.errors import UserError
-from utils.runs.columns import STOPPED
-from utils.runs.reading import read_config, read_events, scores_by_step
+from utils.runs.columns import METRICS_FILE, STOPPED
+from utils.runs.constraint import Constraint, constraint_lines
+from utils.runs.reading import read_config, read_events, read_metrics, scores_by_step
 
 LAST = 5  # evaluations in the "mean of the last" column
 
@@ -53,6 +54,15 @@ def _columns(row: Sequence[float]) -> str:
     """Last, mean of the last and best; a dash where nobody says what a score of 0 or 100 is."""
     texts = [f"{value:.1f}" if np.isfinite(value) else "-" for value in row]
     return f"{texts[0]:>8} {texts[1]:>15} {texts[2]:>8}"
+
+
+def constraint_notes(folders: Sequence[Path]) -> list[str]:
+    """What the constraint of each seed did, where the algorithm has one (`utils.runs.constraint`)."""
+    found = {}
+    for folder in folders:
+        metrics, settings = read_metrics(folder / METRICS_FILE), read_config(folder)["settings"]
+        found[folder.name.removeprefix("seed_")] = Constraint.of(metrics, settings)
+    return constraint_lines(found)
 
 
 def _means(folder: Path) -> dict[int, float]:
@@ -108,11 +118,13 @@ def all_seeds(folders: Sequence[Path]) -> list[Path]:
 
 
 def show_scores(folders: Sequence[Path], title: str, behaviour_score: float | None = None, data: str = "") -> None:
-    """Print the table of scores, draw the learning curve of all seeds there are, and say where the results are.
+    """Print the table of scores and what the constraint did, draw the learning curve of all seeds there are, and say
+    where the results are.
 
     data: where they came from, as the curve says it.
     """
     print(summary_table(folders, behaviour_score))
+    print("".join(f"{line}\n" for line in constraint_notes(folders)), end="")
     seeds = all_seeds(folders)
     number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     origin = f", data: {data if len(data) < 50 else '...' + data[-45:]}" if data else ""

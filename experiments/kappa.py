@@ -1,0 +1,96 @@
+"""Not in the paper: DiffCPS's bound from a clone of the data (--kappa auto) beside the published one, on rebuilt sets.
+
+    python -m experiments.kappa plan|run|show --dataset DIR [--protocol slacks|starts] [--help]
+
+slacks: the published kappa, auto with three slacks, Diffusion-QL and cloning. starts: auto with a large lambda at the
+start, with a floor of lambda, and with a slack that opens slowly. Runs lie beside those of experiments.rebuilt, which
+has the baselines.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from experiments import rebuilt
+from experiments.study.study import Experiment, main
+from utils.options import Parser
+from utils.report.build import Report
+from utils.report.runs import Cell, SeedRun
+from utils.report.tables import BEST_NOTE, DEVIATION_NOTE, Choice, Table, mean_and_deviation, number
+from utils.runs.constraint import Constraint
+
+SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
+SLACKS = (0.1, 0.3, 1.0)
+SLACK = 0.3  # of the other variants
+OPENING = 50_000  # gradient steps
+
+
+def tables(report: Report, label: str) -> list[Table]:
+    """A line per task and method: every score, and the constraint over the last half."""
+    cells = [cell for cell in report.cells if cell.label == label]
+    constraint = ["κ", "loss", "% of steps above κ", "λ"]
+    columns = ["task", "method", "gradient steps", *SCORES.values(), *constraint]
+    about = "κ and λ: at the end. Loss and steps above κ: of the last half. Means over seeds."
+    notes = [DEVIATION_NOTE, BEST_NOTE, about]
+    return [Table(f"The bound κ, data: {label}", columns, [_line(cell) for cell in cells], notes)] if cells else []
+
+
+def _line(cell: Cell) -> list[str]:
+    scores = [Choice().scores(cell, protocol) for protocol in SCORES]
+    texts = ["–" if one is None else mean_and_deviation(one) for one in scores]
+    means = np.mean([_constraint(run) for run in cell.runs], axis=0)
+    constraint = ["–" if np.isnan(x) else number(x, ".3g") for x in means]
+    return [cell.env_name, cell.method, f"{cell.reached:,}", *texts, *constraint]
+
+
+def _constraint(run: SeedRun) -> list[float]:
+    """kappa, loss, percent of steps above kappa and lambda; NaN for what a run does not have."""
+    one = Constraint.of(run.metrics, run.settings)
+    return [np.nan] * 4 if one is None else [one.kappa, one.loss, 100 * one.above, one.lambda_]
+
+
+_Kappa = partial(
+    Experiment,
+    folder="rebuilt",
+    tasks=("hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-expert-v2"),
+    seeds="0-1",
+    max_steps=100_000,
+    evaluations={"eval_interval": 10, "eval_episodes": 10},
+    task_by_task=True,
+    dataset=None,
+    labels=rebuilt.labels,
+    extra=tables,
+)
+
+PROTOCOLS = {
+    "slacks": _Kappa(
+        about="--kappa auto beside the published kappa, Diffusion-QL and cloning (--protocol starts: its other forms)",
+        algos=("diffcps", "diffusion_ql", "diffusion_bc"),
+        variants={"diffcps": [{}, *({"kappa": "auto", "kappa_slack": slack} for slack in SLACKS)]},
+    ),
+    "starts": _Kappa(
+        about="--kappa auto with a large lambda at the start, a floor of lambda, a slack that opens slowly",
+        variants={
+            "diffcps": [
+                {"kappa": "auto", "kappa_slack": SLACK, **more}
+                for more in ({}, {"lambda_init": 10.0}, {"lambda_min": 0.3}, {"kappa_opening": OPENING})
+            ]
+        },
+    ),
+}
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run a command line: that of every experiment, of the `--protocol` that it names."""
+    first = Parser(prog="python -m experiments.kappa", add_help=False, allow_abbrev=False)
+    first.add_argument("--protocol", default="slacks", choices=PROTOCOLS)
+    options, rest = first.parse_known_args(argv)
+    return main(PROTOCOLS[options.protocol], f"kappa --protocol {options.protocol}", rest)
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

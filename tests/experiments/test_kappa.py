@@ -1,0 +1,82 @@
+"""The experiment on kappa: which runs it has, and what is shown of known ones."""
+
+from __future__ import annotations
+
+import argparse
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from agents import AGENTS
+from experiments import kappa, rebuilt
+from experiments.study import study
+from experiments.study.planned_run import How
+from tests.report.test_report import make_run
+from utils import options
+from utils.report import figures
+from utils.report.build import make_report
+from utils.report.runs import Labels
+from utils.report.tables import Choice
+
+
+def given(protocol: str, *arguments: str) -> argparse.Namespace:
+    return study.build_parser(kappa.PROTOCOLS[protocol], "x").parse_args(["plan", "--dataset", "X", *arguments])
+
+
+@pytest.mark.parametrize(("protocol", "number"), [("slacks", 18), ("starts", 12)])
+def test_run_understands_every_command(tmp_path, protocol, number):
+    for task in kappa.PROTOCOLS[protocol].tasks:
+        (tmp_path / f"{task}.hdf5").touch()
+    chosen = given(protocol, "--threads", "1")
+    chosen.dataset = str(tmp_path)
+    runs = kappa.PROTOCOLS[protocol].runs(chosen)
+    assert len(runs) == number and len({run.name for run in runs}) == number
+    for wanted in runs:
+        parsed = options.parse(wanted.command(tmp_path / "base", How.of(chosen)), AGENTS)
+        config, _ = options.resolve_settings(parsed)
+        assert config == wanted.config and options.steps_to_train(parsed, config) == wanted.steps == 100_000
+
+
+def test_the_baselines_are_those_of_the_rebuilt_table(tmp_path):
+    def own(experiment: study.Experiment) -> set[str]:
+        chosen = study.build_parser(experiment, "x").parse_args(["plan", "--dataset", str(tmp_path), "--seeds", "0-1"])
+        planned = study.Study(experiment, chosen)
+        return {str(f) for run in planned.runs for f in run.folders(planned.base) if run.variant == "own"}
+
+    ours = own(kappa.PROTOCOLS["slacks"])
+    assert len(ours) == 3 * 3 * 2 and ours < own(rebuilt.PROTOCOLS["main"])
+
+
+def test_the_table_of_known_runs(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / "a", [10.0, 20.0 + seed], seed=seed, kappa="auto", kappa_slack=0.3)
+        make_run(tmp_path / "b", [30.0, 40.0], seed=seed, algo="diffusion_ql")
+        path = tmp_path / "a" / "diffcps" / "hopper-medium-v2" / f"seed_{seed}" / "metrics.csv"
+        header = "step,kl_loss,lambda,lambda_violated,lambda_at_bound,kappa,steps_per_s,event"
+        rows = [f"{10 * k},0.{4 - k}5,0.5,{k / 4},0,0.0{seed + 4},1," for k in (1, 2, 3, 4)]
+        path.write_text("\n".join([header, *rows, ""]))
+    report = make_report([tmp_path], Labels(), Choice(), extra=kappa.tables)
+    table = report.tables("official D4RL")[-1]
+    assert [list(row) for row in table.rows] == [
+        ["hopper-medium-v2", "diffcps kappa=auto kappa_slack=0.3", "40", "20.5 ± 0.5", "–", "20.5 ± 0.5",
+         "0.045", "0.1", "87.5", "0.5"],
+        ["hopper-medium-v2", "diffusion_ql", "40", "40.0 ± 0.0", "–", "40.0 ± 0.0", "–", "–", "–", "–"],
+    ]  # fmt: skip
+    assert np.isnan(kappa._constraint(report.cells[1].runs[0])).all()
+    figure = figures.constraint(report.cells, "title")
+    assert figure is not None and len(figure.axes) == 3  # these runs have no mean Q
+    loss, bound = figure.axes[1].lines
+    np.testing.assert_allclose(loss.get_ydata(), [0.35, 0.25, 0.15, 0.05])
+    np.testing.assert_allclose(bound.get_ydata(), 0.045)  # kappa of the two seeds: 0.04 and 0.05
+    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), [0.25, 0.5, 0.75, 1.0])
+    plt.close(figure)
+    (cell,) = (cell for cell in report.cells if cell.algo == "diffcps")
+    assert cell.remarks == ()  # it binds
+
+
+def test_the_command_line(tmp_path, capsys):
+    assert kappa.command(["plan", "--protocol", "starts", "--dataset", str(tmp_path), "--dir", str(tmp_path)]) == 0
+    assert "kappa=auto,kappa_slack=0.3,lambda_min=0.3/diffcps/hopper-medium-v2/seeds_0,1" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        kappa.command(["plan", "--protocol", "short"])
