@@ -15,8 +15,9 @@ from utils.options import command_line, config_table, parse
 from utils.process import Stop, lasting_output
 
 if __name__ == "__main__":  # --help and mistakes are answered before that
-    if code := command_line("run.py", lambda: parse(sys.argv[1:], hyperparameters.CONFIGS)):
-        sys.exit(code)
+    with lasting_output():
+        if code := command_line("run.py", lambda: parse(sys.argv[1:], hyperparameters.CONFIGS)):
+            sys.exit(code)
 
 # isort: split
 from agents import AGENTS
