@@ -92,8 +92,9 @@ def test_the_time_left_counts_evaluations() -> None:
     assert clock.left(now, 100) == pytest.approx(75 / 2 + 4 * 4 - 2)  # half of one took 2 s
     clock.look(16, now := Now(25, 3))
     assert clock.left(now, 100) == pytest.approx(75 / 2 + 3 * 5)
-    clock.look(21, now := Now(35, 3))
-    assert clock.rate == pytest.approx(35 / 15) and clock.left(now, 100) == pytest.approx(65 * 15 / 35 + 15)
+    clock.look(21, now := Now(40, 3))
+    assert clock.rate == pytest.approx(35 / 15)  # what was done in the second in which it began is in neither
+    assert clock.left(now, 100) == pytest.approx(60 * 15 / 35 + 15)
 
 
 def test_evaluating_beside_stops_no_clock() -> None:
