@@ -56,25 +56,35 @@ class IQL(Agent):
 
     def gradient_step(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         self.decay_rates()
+        batch = self.shared(batch)
         metrics = self.descend("value", self.value_loss(batch, draws))
-        known = {**batch, "target_values": metrics["target_values"]}  # Q' stays until the end of the step
-        metrics |= self.descend("actor", self.policy_loss(known, draws))
+        metrics |= self.descend("actor", self.policy_loss(batch, draws))
         metrics |= self.descend("critic", self.critic_loss(batch, draws))
         self.critic_target.follow(self.critic)
         return metrics
 
+    def shared(self, batch: Batch) -> Batch:
+        """With min Q' [S, B], which stays until the end of a step: V's loss and the policy's read it."""
+        return {**batch, "target_values": self.target_values(batch)}
+
+    @torch.no_grad()
+    def target_values(self, batch: Batch) -> Tensor:
+        """min Q' of the data's actions [S, B]."""
+        if "target_values" in batch:
+            return batch["target_values"]
+        return self.critic_target(batch["states"], batch["actions"]).amin(dim=1)
+
     def value_loss(self, batch: Batch, draws: Draws) -> Outcome:
-        """Expectile loss of min Q' - V (eq. 5) [S]; beside the metrics min Q' [S, B]."""
-        q = self.critic_target(batch["states"], batch["actions"]).amin(dim=1)
-        loss = expectile_loss(q - self.value(batch["states"]), self.config.expectile).mean(dim=1)
-        return loss, {"value_loss": loss.detach(), "target_values": q}
+        """Expectile loss of min Q' - V (eq. 5) [S]."""
+        differences = self.target_values(batch) - self.value(batch["states"])
+        loss = expectile_loss(differences, self.config.expectile).mean(dim=1)
+        return loss, {"value_loss": loss.detach()}
 
     def policy_loss(self, batch: Batch, draws: Draws) -> Outcome:
         """Negative log-likelihood of the data, weighted by exp(beta (min Q' - V)) up to 100 (eq. 7) [S]."""
         states, actions = batch["states"], batch["actions"]
         with torch.no_grad():
-            q = batch["target_values"] if "target_values" in batch else self.critic_target(states, actions).amin(dim=1)
-            advantages = q - self.value(states)
+            advantages = self.target_values(batch) - self.value(states)
             weights = advantage_weights(advantages, self.config.beta)
         likelihood = self.actor.log_density(*self.actor(states, draws.get("kept")), actions)
         loss = -(weights * likelihood).mean(dim=1)

@@ -241,6 +241,10 @@ class Agent:
         """One gradient step in place; `step` only decides what is due. Metrics [S] of what was due."""
         raise NotImplementedError
 
+    def shared(self, batch: Batch) -> Batch:
+        """A batch as the losses see it: with what several of them read and none changes, computed once."""
+        return batch
+
     def update(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """One gradient step in place and `self.step` + 1. All of METRICS, each [S]; `not_due` where the part was not.
 

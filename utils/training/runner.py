@@ -134,8 +134,9 @@ class Runner:
     def _try_losses(self) -> None:
         """Run each compiled loss once, forward and backward, on throw-away numbers; no parameter changes."""
         indices, drawn = self._throw_away(1)
-        batch, draws = self.batch(indices[0]), {name: value[0] for name, value in drawn.items()}
+        draws = {name: value[0] for name, value in drawn.items()}
         with self.agent.updating():
+            batch = self.agent.shared(self.batch(indices[0]))
             for name in self.agent.COMPILED:
                 loss, _ = getattr(self.agent, name)(batch, draws)
                 loss.sum().backward()
