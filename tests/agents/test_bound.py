@@ -14,7 +14,7 @@ from agents import AGENTS
 from agents.parts.agent import Agent
 from agents.parts.bound import MEMORY, CloneBound
 from tests import small
-from tests.agents.test_agents import ROWS, batch, make, parameters, rngs, same, train
+from tests.agents.test_agents import ROWS, NoWaiting, batch, make, parameters, rngs, same, train
 
 
 def auto(seeds: list[int], **settings: Any) -> Agent:
@@ -105,6 +105,14 @@ def test_the_compiled_loss_is_what_the_update_runs() -> None:
     agent.clone_loss = lambda *given: called.append(1) or plain(*given)
     train(agent, rngs([0, 1]), 4)
     assert len(called) == 2 and type(agent).COMPILED == ("critic_loss", "policy_loss")
+
+
+def test_the_update_with_a_clone_never_waits_for_the_device() -> None:
+    agent, generators = auto([0, 1], kappa_opening=100), rngs([0, 1])
+    one, draws = batch(agent, generators), agent.draw(generators, ROWS)
+    agent.prepare()
+    with NoWaiting():
+        assert "kappa" in agent.gradient_step(one, draws, 0)
 
 
 def learnt(seeds: list[int], steps: int, **settings: Any) -> dict[str, Tensor]:

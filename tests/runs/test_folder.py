@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import hyperparameters
 import run
 from benchmarks.soak.soak import difference, tiny
 from tests.small import d4rl_file
 from utils.runs import checkpoint
-from utils.runs.folder import processor
+from utils.runs.folder import ALWAYS_WAS, processor
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ("metrics.csv", "evaluations.csv")
@@ -272,3 +273,10 @@ def test_a_processor_has_a_name(tmp_path: Path, text: str | None, name: str | No
 def test_the_device_is_named(trained: Path) -> None:
     device = json.loads((seed_folder(trained) / "config.json").read_text())["device"]
     assert device == f"cpu ({processor()})" and device != "cpu ()"
+
+
+def test_what_runs_always_were_is_what_a_new_one_is_by_default() -> None:
+    """So that one of before goes on."""
+    defaults = vars(hyperparameters.DiffCPSConfig())
+    known = {name: value for name, value in ALWAYS_WAS.items() if name in defaults}
+    assert len(known) == 5 and all(defaults[name] == value for name, value in known.items())

@@ -41,7 +41,11 @@ BESIDE = (checkpoint.TEMPORARY, "events.out.tfevents.*", "actions.csv", PLAYED_F
 # What may differ between a run and its continuation.
 CHANGEABLE = ("num_epochs",)
 # What runs had that were made before they said so.
-ALWAYS_WAS = {"precision": "float32", "kappa_slack": 0.2, "kappa_opening": 0, "lambda_update": "ascent"}
+ALWAYS_WAS = {
+    "precision": "float32",
+    **{"kappa_slack": 0.2, "kappa_opening": 0},
+    **{"lambda_update": "ascent", "lambda_proportional": 3.0, "lambda_integral": 0.02},
+}
 
 
 def describe_run(
