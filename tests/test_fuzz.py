@@ -128,6 +128,7 @@ FITTING = {
     int: st.one_of(st.integers(0, 300), st.integers(-3, 10**20), st.integers(2**31 - 2, 2**31 + 2)).map(str),
     float: st.one_of(st.floats(0, 1).map(str), MAGNITUDES, st.floats(allow_nan=False).map(str)),
     str: TEXT,
+    options.number_or_auto: st.one_of(st.just("auto"), st.floats(allow_nan=False).map(str), MAGNITUDES),
     options.thread_number: st.one_of(st.just("auto"), st.integers(-3, 10**20).map(str)),
 }
 

@@ -107,12 +107,12 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, default: Any, about:
     else:
         kind, metavar = type(default), type(default).__name__.upper()
         if about.auto:
-            group.add_argument(*names, type=_number_or_auto, metavar=f"{metavar}|auto", **common)
+            group.add_argument(*names, type=number_or_auto, metavar=f"{metavar}|auto", **common)
         else:
             group.add_argument(*names, type=kind, metavar=metavar, **common)
 
 
-def _number_or_auto(text: str) -> float | str:
+def number_or_auto(text: str) -> float | str:
     """A number, or `auto`. Raises ArgumentTypeError for anything else."""
     try:
         return text if text == hyperparameters.AUTO else float(text)

@@ -159,7 +159,7 @@ class Soak:
             return
         folder, what = self.chance.choice(list(folders)), self.chance.randint(0, 4)
         path = folder / checkpoint.CURRENT
-        if len({step for f in folders for step in [min(checkpoint.saved_steps(f), default=None)]}) > 1:
+        if len({min(checkpoint.saved_moments(f), default=None) for f in folders}) > 1:
             return  # a kill came between the seeds' files: the one before is needed
         if what == 0:
             path.write_bytes(path.read_bytes()[: self.chance.randrange(path.stat().st_size)])

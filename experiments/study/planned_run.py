@@ -119,6 +119,7 @@ def scaled(algo: str, env_name: str, scale: float) -> dict[str, Any]:
         "eval_episodes": max(2, round(own.eval_episodes * scale)),
     }
     phases = {n: getattr(own, n) for n, about in hyperparameters.settings(algo).items() if about.scales}
+    phases = {name: whole for name, whole in phases.items() if whole}
     # At least 1 of each phase that there is.
     return shorter | {name: min(whole, max(1, round(whole * scale))) for name, whole in phases.items()}
 
@@ -143,8 +144,9 @@ def shortened(
     steps = max(1, round(own.num_steps_per_epoch * scale))
     shorter = {**evaluations, "num_steps_per_epoch": steps, "eval_episodes": max(2, round(own.eval_episodes * scale))}
     for name, about in hyperparameters.settings(algo).items():
-        if about.scales and not name.endswith("_epochs"):  # those are shorter by themselves
-            shorter[name] = min(getattr(own, name), max(1, round(getattr(own, name) * scale)))
+        # Epochs are shorter by themselves.
+        if about.scales and not name.endswith("_epochs") and (whole := getattr(own, name)):
+            shorter[name] = min(whole, max(1, round(whole * scale)))
     return shorter, max_steps // own.num_steps_per_epoch * steps
 
 
@@ -162,14 +164,14 @@ def continue_run(command: Sequence[str]) -> int:
     unfinished = [seed for seed, folder in folders.items() if not is_complete(folder, total)]
     if not unfinished:
         return 0
-    saved = {seed: checkpoint.saved_steps(folder) for seed, folder in folders.items()}
+    saved = {seed: checkpoint.saved_moments(folder) for seed, folder in folders.items()}
     if set.intersection(*saved.values()):
         return run.main([*command, "--resume"])
-    groups: dict[int | None, list[int]] = {}
+    groups: dict[checkpoint.Moment | None, list[int]] = {}
     for seed in unfinished:
         groups.setdefault(max(saved[seed], default=None), []).append(seed)
-    for step, seeds in groups.items():
-        how = "--overwrite" if step is None else "--resume"
+    for moment, seeds in groups.items():
+        how = "--overwrite" if moment is None else "--resume"
         if code := run.main([*command, "--seeds", ",".join(map(str, seeds)), how]):
             return code
     return 0
@@ -189,7 +191,7 @@ def is_complete(folder: Path, total: int) -> bool:
     found = _read(folder)
     if found is None or not is_evaluated(folder, total):
         return False
-    return found.stopped or max(checkpoint.saved_steps(folder), default=0) >= total
+    return found.stopped or max(checkpoint.saved_moments(folder), default=(0, 0))[0] >= total
 
 
 def share_done(folder: Path, total: int) -> float:

@@ -58,6 +58,21 @@ def test_split_and_join_are_inverse() -> None:
         checkpoint.join(parts)
 
 
+def test_a_step_that_was_saved_before_and_after_its_metrics_is_two_moments(tmp_path: Path) -> None:
+    """After a signal at an epoch's end: a seed that a kill left at the first takes the others back to it."""
+    folders = [tmp_path / "seed_0", tmp_path / "seed_1"]
+    for folder, unread in ((folders[0], 4), (folders[0], 0), (folders[1], 4)):
+        folder.mkdir(exist_ok=True)
+        if (folder / checkpoint.CURRENT).exists():
+            os.replace(folder / checkpoint.CURRENT, folder / checkpoint.PREVIOUS)
+        content = owned(int(folder.name[-1]), runner={"unread": unread})
+        checkpoint.save(folder / checkpoint.CURRENT, content)
+    before, after = (5, 1), (5, 5)
+    assert [checkpoint.saved_moments(folder) for folder in folders] == [{before, after}, {before}]
+    states = checkpoint.load_newest_common(folders, owners(folders))
+    assert states is not None and [state["runner"]["unread"] for state in states] == [4, 4]
+
+
 def test_what_is_saved_comes_back_and_nothing_else_is_left(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "checkpoint.pt", owned())
     assert equal(checkpoint.load(tmp_path / "checkpoint.pt"), owned())

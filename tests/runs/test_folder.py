@@ -104,7 +104,7 @@ def test_a_run_has_a_checkpoint_before_its_first_evaluation(
     monkeypatch.setattr("utils.training.evaluation.Evaluator.begin", killed)
     assert run.main(tiny("bc", "0,1", data, tmp_path)) == 130
     monkeypatch.undo()
-    assert checkpoint.saved_steps(seed_folder(tmp_path)) == {0}
+    assert checkpoint.saved_moments(seed_folder(tmp_path)) == {(0, 0)}
     assert run.main(tiny("bc", "0,1", data, tmp_path, "--resume")) == 0
     assert difference(trained, tmp_path) is None
 

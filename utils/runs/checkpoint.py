@@ -31,6 +31,7 @@ from utils.errors import UserError
 from utils.files import atomic_write, first_line, write_to_disk
 
 CURRENT, PREVIOUS, TEMPORARY = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.pt.tmp"
+Moment = tuple[int, int]  # of a run, in order: gradient steps, and how many of them metrics.csv has
 FORMAT = 2  # of what a checkpoint holds; others are refused
 _SEAL = b"sha256:"
 _SEAL_BYTES = len(_SEAL) + 64
@@ -164,40 +165,46 @@ def load_newest_common(
         if not begun:  # a kill came while the very first ones were written
             return None
         _refuse(folders, found, reasons)
-    step = max(common)
+    moment = max(common)
     for folder, states in zip(folders, found, strict=True):
-        check(folder, states[step][1])
-    ahead = [line for pair in zip(folders, found, strict=True) for line in _set_back(*pair, step)]
+        check(folder, states[moment][1])
+    ahead = [line for pair in zip(folders, found, strict=True) for line in _set_back(*pair, moment)]
     if reasons or ahead:
-        warnings.warn(f"{'; '.join([*reasons.values(), *ahead])}; continuing from step {step}", stacklevel=2)
+        warnings.warn(f"{'; '.join([*reasons.values(), *ahead])}; continuing from step {moment[0]}", stacklevel=2)
     try:
         for folder, states in zip(folders, found, strict=True):
-            _settle(folder, states[step][0])
+            _settle(folder, states[moment][0])
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    return [states[step][1] for states in found]
+    return [states[moment][1] for states in found]
 
 
-def _set_back(folder: Path, states: Mapping[int, tuple[str, Any]], step: int) -> list[str]:
+def _set_back(folder: Path, states: Mapping[Moment, tuple[str, Any]], moment: Moment) -> list[str]:
     """A line where a seed is further; a file that has not taken its name is what a kill left, and no news."""
-    further = [found for found, (name, _) in states.items() if name != TEMPORARY and found > step]
+    further = [step for (step, _), (name, _) in states.items() if name != TEMPORARY and step > moment[0]]
     return [f"{folder.name} goes back from step {max(further)}"] if further else []
 
 
-def saved_steps(folder: Path) -> set[int]:
-    """The steps that a seed could continue from."""
+def saved_moments(folder: Path) -> set[Moment]:
+    """What a seed could continue from."""
     return set(_readable(folder, {}))
+
+
+def _moment(state: Mapping[str, Any]) -> Moment:
+    """Two checkpoints may be of one step, which a signal ended before its metrics were written: those differ."""
+    step = int(state["agent"]["step"])
+    return step, step - int(state.get("runner", {}).get("unread", 0))
 
 
 def _readable(
     folder: Path, reasons: dict[Path, str], owner: Owner | None = None
-) -> dict[int, tuple[str, dict[str, Any]]]:
-    """A seed's checkpoints by step, with their names; why a named one cannot be read goes to `reasons`.
+) -> dict[Moment, tuple[str, dict[str, Any]]]:
+    """A seed's checkpoints by moment, with their names; why a named one cannot be read goes to `reasons`.
 
     Raises UserError for a checkpoint that is not `owner`'s.
     """
     states = {}
-    for name in (TEMPORARY, PREVIOUS, CURRENT):  # of one step twice, the current one counts
+    for name in (TEMPORARY, PREVIOUS, CURRENT):  # of one moment twice, the current one counts
         path = folder / name
         if not path.exists():
             continue
@@ -210,17 +217,17 @@ def _readable(
         if owner is not None and state["owner"] != asdict(owner):
             raise UserError(f"{path} is of another run ({Owner(**state['owner'])}), not of {owner}; "
                             "move it away, or use another --dir")  # fmt: skip
-        states[int(state["agent"]["step"])] = (name, state)
+        states[_moment(state)] = (name, state)
     return states
 
 
-def _refuse(folders: Sequence[Path], found: Sequence[Mapping[int, Any]], reasons: Mapping[Path, str]) -> NoReturn:
+def _refuse(folders: Sequence[Path], found: Sequence[Mapping[Moment, Any]], reasons: Mapping[Path, str]) -> NoReturn:
     """Raise UserError saying which seeds have nothing to continue from, or at which steps they stand."""
     if without := [str(folder) for folder, states in zip(folders, found, strict=True) if not states]:
         why = f" ({'; '.join(reasons.values())})" if reasons else ""
         raise UserError(f"no checkpoint to continue from in {', '.join(without)}{why}; resume the other seeds apart "
                         "from these, or use --overwrite")  # fmt: skip
-    steps = ", ".join(f"{folder.name} at {max(states)}" for folder, states in zip(folders, found, strict=True))
+    steps = ", ".join(f"{folder.name} at {max(states)[0]}" for folder, states in zip(folders, found, strict=True))
     raise UserError(f"the seeds' checkpoints are not from the same step ({steps}); resume each step's seeds apart")
 
 
@@ -243,8 +250,8 @@ def load(path: Path) -> dict[str, Any]:
                         f"here {FORMAT}); go on with that version, or use --overwrite to start anew")  # fmt: skip
     try:
         Owner(**state["owner"])
-        int(state["agent"]["step"])
-    except (TypeError, LookupError, ValueError) as error:
+        _moment(state)
+    except (TypeError, LookupError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a checkpoint of this project") from error
     if not is_ours(path):
         raise UserError(f"{path} has lost the SHA-256 that it was written with: something else wrote it since")
