@@ -145,7 +145,8 @@ def film(trained: Trained, path: Path, fresh: bool, quiet: bool = True) -> Episo
 def _episodes(trained: Trained, environments: Environments, act: Any, fresh: bool, quiet: bool) -> Episodes:
     """One episode in each of the environments, with a bar."""
     agent, total = trained.agent, environments.num_envs
-    with tqdm(total=environments.max_episode_steps, desc="playing", unit="step", disable=quiet) as bar:
+    steps, hidden = environments.max_episode_steps, True if quiet else None  # None: where there is no terminal
+    with tqdm(total=steps, desc="playing", unit="step", disable=hidden) as bar:
 
         def shown(states: Tensor, rng: Any, active: Tensor | None = None) -> Tensor:
             over = 0 if active is None else total - int(active.sum())

@@ -309,7 +309,7 @@ def collect_parts(
     envs = make_lockstep(env_name, streams)
     parts: list[Recording] = []
     total = None if transitions is None else transitions * len(policies)
-    with tqdm(total=total, desc=f"collect {env}", unit=" rows", disable=not progress) as bar:
+    with tqdm(total=total, desc=f"collect {env}", unit=" rows", disable=None if progress else True) as bar:
         for k, (_, policy) in enumerate(policies):
             random = np.random.SeedSequence(seed, spawn_key=(k,) if k else ())
             parts.append(record(envs, policy, random, rows=transitions, episodes=episodes, progress=bar))

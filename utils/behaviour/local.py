@@ -188,7 +188,8 @@ def _collect(path: Path, plan: _Plan, recipe: dict[str, Any], progress: bool) ->
     shares = size // len(names) + (np.arange(len(names)) < size % len(names))
     seeds = np.random.SeedSequence(recipe["seed"]).spawn(len(names))
     parts, behaviours = [], []
-    with tqdm(total=size, desc=f"collect {plan.env_name} (local)", unit=" rows", disable=not progress) as bar:
+    hidden = None if progress else True  # None: where there is no terminal
+    with tqdm(total=size, desc=f"collect {plan.env_name} (local)", unit=" rows", disable=hidden) as bar:
         for name, rows, seed in zip(names, shares, seeds, strict=True):
             policy, part = plan.record(plan.files[name], int(rows), seed, bar)
             parts.append(part)
