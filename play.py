@@ -166,13 +166,13 @@ def export(t: Trained, options: Namespace) -> None:
 
 def collect(t: Trained, options: Namespace) -> None:
     """Transitions of the policy in a D4RL-format file."""
-    from utils.behaviour.collect import collect_with
+    from utils.behaviour.collect import collect_parts
 
     run = t.described["run"]
     if run["backend"] == "d4rl" or not isinstance(t.source, sources.Task):
         raise UserError("--collect takes D4RL's tasks under --backend mujoco")
-    collect_with(run["env_name"], Policy(t), run["algo"], options.collect, options.transitions,
-                 seed=options.seed, progress=not options.quiet)  # fmt: skip
+    collect_parts(run["env_name"], [(run["algo"], Policy(t))], options.collect, options.transitions,
+                  seed=options.seed, progress=not options.quiet)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:

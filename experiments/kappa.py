@@ -10,14 +10,12 @@ has the baselines.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from experiments import rebuilt
-from experiments.study.study import Experiment, main
-from utils.options import Parser
+from experiments.study.study import Experiment, main_of
 from utils.report.build import Report
 from utils.report.runs import Cell, SeedRun
 from utils.report.tables import BEST_NOTE, DEVIATION_NOTE, Choice, Table, mean_and_deviation, number
@@ -84,13 +82,7 @@ PROTOCOLS = {
 }
 
 
-def command(argv: Sequence[str]) -> int:
-    """Run a command line: that of every experiment, of the `--protocol` that it names."""
-    first = Parser(prog="python -m experiments.kappa", add_help=False, allow_abbrev=False)
-    first.add_argument("--protocol", default="slacks", choices=PROTOCOLS)
-    options, rest = first.parse_known_args(argv)
-    return main(PROTOCOLS[options.protocol], f"kappa --protocol {options.protocol}", rest)
-
+command = partial(main_of, PROTOCOLS, "kappa")
 
 if __name__ == "__main__":
     sys.exit(command(sys.argv[1:]))

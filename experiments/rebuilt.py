@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from experiments.study.study import Experiment, main
-from utils.options import Parser
+from experiments.study.study import Experiment, main_of
 from utils.report.build import Report
 from utils.report.overview import overview
 from utils.report.tables import Table
@@ -76,13 +75,7 @@ PROTOCOLS = {
 }
 
 
-def command(argv: Sequence[str]) -> int:
-    """Run a command line: that of every experiment, of the `--protocol` that it names."""
-    first = Parser(prog="python -m experiments.rebuilt", add_help=False, allow_abbrev=False)
-    first.add_argument("--protocol", default="main", choices=PROTOCOLS)
-    options, rest = first.parse_known_args(argv)
-    return main(PROTOCOLS[options.protocol], f"rebuilt --protocol {options.protocol}", rest)
-
+command = partial(main_of, PROTOCOLS, "rebuilt")
 
 if __name__ == "__main__":
     sys.exit(command(sys.argv[1:]))

@@ -313,3 +313,11 @@ def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
         return getattr(study, study.options.action)()
 
     return command_line(f"experiments.{name}", act)
+
+
+def main_of(protocols: Mapping[str, Experiment], name: str, argv: Sequence[str]) -> int:
+    """Run a command line: that of every experiment, of the one that `--protocol` names, the first by default."""
+    first = Parser(prog=f"python -m experiments.{name}", add_help=False, allow_abbrev=False)
+    first.add_argument("--protocol", default=next(iter(protocols)), choices=protocols)
+    options, rest = first.parse_known_args(argv)
+    return main(protocols[options.protocol], f"{name} --protocol {options.protocol}", rest)

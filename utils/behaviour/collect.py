@@ -270,21 +270,6 @@ def _check(env: str, amount: int | None, seed: int, out: str | os.PathLike[str])
     return task
 
 
-def collect_with(
-    env: str,
-    policy: Policy,
-    name: str,
-    out: str | os.PathLike[str],
-    transitions: int | None = None,
-    episodes: int | None = None,
-    seed: int = 0,
-    progress: bool = True,
-    about: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """`collect_parts` with one policy."""
-    return collect_parts(env, [(name, policy)], out, transitions, episodes, seed, progress, about)
-
-
 def collect_parts(
     env: str,
     policies: Sequence[tuple[str, Policy]],
