@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from utils import sources
-from utils.making import Agents, make_agent
+from utils.making import SIZES, Agents, make_agent
 from utils.options import parse_seeds, resolve_device, resolve_settings, run_folder, steps_to_train, suggestion
 from utils.process import Stop
 from utils.runs import checkpoint
@@ -162,7 +162,7 @@ def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
                 evaluator = stack.enter_context(closing(Evaluator(agent, snapshot, act, environments, fresh, stop)))
         watch = Watch(agent, value_bound(tuned.rewards, getattr(config, "discount", None)))
         run = {name: value for name, value in vars(options).items() if name not in settings}
-        about = dict(zip(("state_dim", "action_dim", "max_action"), sizes, strict=True))
+        about = dict(zip(SIZES, sizes, strict=True))
         described = describe_run(settings, run, device, {"source": dataset.source, **about, **dataset.info})
         configs = [{**described, "seed": seed, "execution": runner.mode, "threads": threads} for seed in seeds]
         states = prepare_folders(folders, configs, options.resume, options.overwrite)

@@ -11,6 +11,7 @@ from utils.errors import user_errors
 from utils.runs import checkpoint
 from utils.training.interfaces import Learner
 
+SIZES = ("state_dim", "action_dim", "max_action")  # what an agent is made for, in the order of its arguments
 Agents = Mapping[str, Callable[..., Learner]]  # by algorithm, as `agents.AGENTS`
 
 
@@ -25,7 +26,7 @@ def make_agent(
 ) -> Learner:
     """An agent at its first step, or at step 0 with published weights, NAME=FILE each.
 
-    sizes: state_dim, action_dim, max_action. Raises UserError for settings or weights that it refuses.
+    sizes: as in SIZES. Raises UserError for settings or weights that it refuses.
     """
     with user_errors():
         agent = kind(*sizes, config, seeds, device, precision)

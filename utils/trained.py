@@ -16,7 +16,7 @@ from tqdm import tqdm
 import hyperparameters
 from utils import sources
 from utils.errors import UserError
-from utils.making import Agents, make_agent
+from utils.making import SIZES, Agents, make_agent
 from utils.runs import checkpoint
 from utils.runs.folder import owner
 from utils.runs.reading import read_config
@@ -24,8 +24,6 @@ from utils.training.capture import acting
 from utils.training.evaluation import Episodes, acting_generators, environment_rngs, evaluate
 from utils.training.interfaces import Environments, Learner
 from utils.video import Film
-
-SIZES = ("state_dim", "action_dim", "max_action")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,8 @@ def _built(
         data = {name: getattr(environments, name) for name in SIZES}
     try:
         config = hyperparameters.get(algo, env_name, **described["settings"])
-        sizes = (data["state_dim"], data["action_dim"], data["max_action"])
+        state_dim, action_dim, max_action = (data[name] for name in SIZES)
+        sizes = (state_dim, action_dim, max_action)
         agent = make_agent(agents[algo], sizes, config, [c["seed"] for c in configs], device)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{paths[0].parent} cannot be built here: {error}") from error

@@ -17,8 +17,7 @@ class Journal:
     """One log per folder, in the order of the seeds axis, and one bar.
 
     metrics: the columns of `metrics.csv`. shown: those of them that the bar shows. step: at which the process begins
-    or continues. settings: what TensorBoard's HPARAMS shows of each seed. wandb: the project
-    of `--wandb`.
+    or continues. settings: what TensorBoard's HPARAMS shows of each seed. wandb: the project of `--wandb`.
     """
 
     def __init__(
