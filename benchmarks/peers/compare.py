@@ -29,6 +29,7 @@ from benchmarks.peers.environment import PEERS, Peer, python_of
 from benchmarks.training import random_dataset, seconds, steady_step
 from utils.errors import UserError
 from utils.options import resolve_device
+from utils.runs.folder import processor
 from utils.seeding import torch_generators
 from utils.tasks import task
 from utils.training.memory import keep_freed_memory
@@ -110,7 +111,7 @@ def measure(algo: str, python: Path, options: argparse.Namespace) -> list[dict[s
     for worker in workers.values():
         worker.close()
     facts = {"algo": algo, "threads": threads, "batch_size": config.batch_size, "repeats": options.repeats,
-             "device": torch.cuda.get_device_name(device) if cuda else "CPU"}  # fmt: skip
+             "device": torch.cuda.get_device_name(device) if cuda else f"a CPU ({processor()})"}  # fmt: skip
     return [
         facts | worker.facts | {"execution": mode} | compared(rounds, graph, mode)
         for graph, worker in workers.items()
@@ -158,8 +159,8 @@ def table(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     head = ["algorithm", "threads", "batch", f"{first['peer']}, update alone", "its loop", "ours", "execution",
             "ratio to the update", "to the loop"]  # fmt: skip
     lines = [
-        f"`{command}`: steps/s in float32 on {first['device']}, torch {first['torch']}; medians of {first['repeats']} "
-        "rounds, each side in turn.",
+        f"`{command}`: steps/s in float32 on random data, on {first['device']}, torch {first['torch']}; "
+        f"medians of {first['repeats']} rounds, each side in turn.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
