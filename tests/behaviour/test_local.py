@@ -1,10 +1,7 @@
 """`--dataset local`: mixtures, caches, determinism; AntMaze's planner and behaviour; the policies that ship."""
 
 import hashlib
-import signal
-import subprocess
-import sys
-import time
+import os
 from pathlib import Path
 
 import h5py
@@ -13,6 +10,7 @@ import pytest
 from scipy.sparse.csgraph import shortest_path
 
 from benchmarks import local_sets
+from tests.terminal import pieces, start
 from utils import tasks
 from utils.behaviour import collect, local, navigation
 from utils.behaviour.policies import LinearPolicy, UniformPolicy, load_policy, save_policy
@@ -20,7 +18,6 @@ from utils.environments import make_lockstep
 from utils.environments.antmaze import MAZES, cell_center
 from utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 
 
@@ -119,17 +116,15 @@ def test_a_cache_is_used_until_its_policies_change_or_it_breaks(tmp_path: Path, 
 @pytest.mark.slow
 def test_a_killed_collection_leaves_no_cache(tmp_path: Path) -> None:
     code = "import sys; from utils.behaviour import local; local.load('hopper-medium-v2', 50_000_000, 0, sys.argv[1])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    # the bar moves: rows are being collected
+    process, terminal = start(code, str(tmp_path))
     seen = b""
-    deadline = time.monotonic() + 120
-    while b"/50000000 [00:" not in seen and process.poll() is None and time.monotonic() < deadline:
-        seen += process.stderr.read(64)
-    process.send_signal(signal.SIGKILL)
+    for piece in pieces(terminal):
+        seen += piece
+        if b"/50000000 [00:" in seen:  # the bar moves: rows are being collected
+            break
+    process.kill()
     process.wait()
-    process.stderr.close()
+    os.close(terminal)
     assert b"(local)" in seen
     assert list(tmp_path.iterdir()) == []
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
-from pathlib import Path
 
 import pytest
 
+from tests.terminal import pieces, start
 from utils.runs.progress import Bar, Clock, Now, fitted
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 from utils.runs.progress import Bar, Now
 bar = Bar(False)
@@ -37,23 +30,9 @@ bar.close()
 
 def drawn(columns: int) -> list[str]:
     """What a terminal so wide is sent, cut at every return of the carriage."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    sent = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # Linux' end of file
-            break
-        if not piece:
-            break
-        sent += piece
-    os.close(ours)
+    process, terminal = start(PROGRAM, columns=columns)
+    sent = b"".join(pieces(terminal))
+    os.close(terminal)
     assert process.wait(timeout=60) == 0
     return re.split(r"[\r\n]+", sent.decode())
 

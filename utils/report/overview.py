@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from utils.report.tables import (
     Choice,
     Published,
     Table,
+    mean_and_deviation,
     number,
     with_deviation,
 )
@@ -86,14 +88,19 @@ def _score(protocol: str) -> Callable[[Cell], str]:
         if scores is None:
             return "–"
         early = f" (at {cell.reached:,})" if cell.reached < cell.total_steps else ""
-        return with_deviation(float(scores.mean()), float(scores.std()) if len(scores) > 1 else np.nan) + early
+        return mean_and_deviation(scores) + early
 
     return text
 
 
+@cache
+def _published() -> Published:
+    return Published()
+
+
 def _paper(cell: Cell) -> str:
     """The paper's Table 1; nothing for other settings than the published ones, or where it has no figure."""
-    mean, deviation = (np.nan, np.nan) if cell.changed else Published().get(cell.env_name, cell.algo)
+    mean, deviation = (np.nan, np.nan) if cell.changed else _published().get(cell.env_name, cell.algo)
     return "" if np.isnan(mean) else with_deviation(mean, deviation)
 
 
@@ -105,8 +112,7 @@ def _again(cell: Cell) -> tuple[str, set[int]]:
         return "", set()
     means = np.array([scores.mean() for scores in found.values()])
     some = "" if len(found) == len(cell.runs) else f" (seed {', '.join(map(str, found))})"
-    text = with_deviation(float(means.mean()), float(means.std()) if len(means) > 1 else np.nan)
-    return text + some, {len(scores) for scores in found.values()}
+    return mean_and_deviation(means) + some, {len(scores) for scores in found.values()}
 
 
 def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:
