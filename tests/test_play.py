@@ -51,7 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: str) -> Make:
         key = (algo, seeds, *more)
         if key not in made:
             base = tmp_path_factory.mktemp(algo)
-            assert run.main(tiny(algo, seeds, data, base, "--eval_episodes", "2", *more)) == 0
+            short = ("--diffusion_steps", "4") if algo in ("sfbc", "qgpo") else ()  # their chains are traced unrolled
+            assert run.main(tiny(algo, seeds, data, base, "--eval_episodes", "2", *short, *more)) == 0
             made[key] = base / algo / "hopper-medium-v2"
         return made[key]
 
@@ -98,7 +99,7 @@ def test_a_seed_alone_and_an_earlier_checkpoint(seed: Path) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_is_played_compiled(trained: Make) -> None:
-    folder = trained("diffcps", "0", "--execution", "compile") / "seed_0"
+    folder = trained("diffcps", "0", "--execution", "compile", "--diffusion_steps", "2") / "seed_0"
     assert play.main([str(folder), "--episodes", "2", *PUBLISHED]) == 0
     (played, _), logged = rows(folder / "played.csv"), rows(folder / "evaluations.csv", 12)
     assert played["execution"] == "compile" and played["return"] == logged[0]["return"]

@@ -46,7 +46,7 @@ SHORT = {
     "num_epochs": 3, "num_steps_per_epoch": 4, "pretrain_epochs": 1, "eval_interval": 1, "eval_episodes": 1,
     "batch_size": 8, "hidden_dim": 16, "action_candidates": 4, "plan_interval": 6, "plan_actions": 2,
 }  # fmt: skip
-SHORT_WINDOWS = {"hidden_dim": 32, "horizon": 4, "dim_mults": "1,4", "diffusion_steps": 2}  # of what plans over windows
+SHORT_WINDOWS = {"hidden_dim": 16, "horizon": 4, "dim_mults": "1,2", "diffusion_steps": 2}  # of what plans over windows
 # How a run that is disturbed is told to evaluate and to save: none of it may change a number.
 WAYS = ((), ("--eval_async",), ("--eval_async", "--checkpoint_interval", "0"))
 

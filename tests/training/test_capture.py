@@ -89,8 +89,10 @@ def test_a_failed_compilation_is_one_warning_and_training_goes_on(monkeypatch: p
 def test_periods_in_fixed_buffers_equal_single_steps(algo: str, start: str) -> None:
     """From the first step (or pretraining), from within a period, and across the start of the policy's average."""
     # A short pretraining ends within the run.
-    pretrained = hasattr(hyperparameters.CONFIGS[algo], "pretrain_epochs")
-    short = {"pretrain_epochs": 1, "num_steps_per_epoch": 40} if pretrained else {}
+    config = hyperparameters.CONFIGS[algo]
+    short = {"pretrain_epochs": 1, "num_steps_per_epoch": 40} if hasattr(config, "pretrain_epochs") else {}
+    if hasattr(config, "horizon"):
+        short |= {"hidden_dim": 16, "dim_mults": "1,2", "diffusion_steps": 2}
     eager, graph = make_runner("eager", [0, 3], algo=algo, **short), make_runner("graph", [0, 3], algo=algo, **short)
     for run in (eager, graph):
         run.agent.step = {"first": run.agent.first_step, "7": 7, "ema": 11}[start]
