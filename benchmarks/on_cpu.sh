@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CPU figures of the README: training of every algorithm and evaluation, with one thread and with two, in about
-# 15 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
+# 20 minutes on two free cores (most of it compiling). Writes results/benchmarks/*_NAME.json and a table.
 #
 #   bash benchmarks/on_cpu.sh NAME [FOLDER]       NAME: the machine, for the files' names
 #
@@ -22,18 +22,17 @@ step() { # step FILE COMMAND...: keep the JSON that a command prints
 
 for threads in 1 2; do
   flags="--device cpu --threads $threads --steps 60 --plain_steps 60"
-  for execution in eager compile; do
-    step "training_diffcps_${execution}_t${threads}_$name.json" benchmarks.training $flags --execution $execution
-  done
   for algo in diffcps diffusion_ql dtql; do
-    step "training_${algo}_compile_bfloat16_t${threads}_$name.json" benchmarks.training $flags --execution compile \
-      --precision bfloat16 --algo "$algo"
+    for precision in float32 bfloat16; do
+      step "training_${algo}_${precision}_t${threads}_$name.json" benchmarks.training $flags --execution compile \
+        --precision $precision --algo $algo
+    done
   done
+  step "training_diffcps_eager_t${threads}_$name.json" benchmarks.training $flags --execution eager
   step "evaluation_t${threads}_$name.json" benchmarks.evaluation --device cpu --threads "$threads"
 done
-for algo in diffusion_ql diffusion_bc dtql; do
-  step "training_${algo}_t1_$name.json" benchmarks.training --device cpu --threads 1 --steps 60 --plain_steps 60 --algo "$algo"
-done
+step "training_diffusion_bc_t1_$name.json" benchmarks.training --device cpu --threads 1 --steps 60 --plain_steps 60 \
+  --execution compile --algo diffusion_bc
 # No plain form is written of the others; few rows, since two of them sample actions for each.
 for algo in bc awr td3_bc bcq bear sfbc iql cql idql qgpo; do
   step "training_${algo}_t1_$name.json" benchmarks.training --device cpu --threads 1 --execution eager --no-plain \

@@ -254,8 +254,15 @@ def _mark_data(axes: Axes, cells: Sequence[Cell]) -> None:
     means = {run.config["dataset"].get("behaviour_score") for cell in cells for run in cell.runs}
     for mean in (mean for mean in means if isinstance(mean, int | float)):
         axes.axhline(mean, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
-        axes.annotate(f"the data: {mean:.1f}", (0.02, mean), xycoords=("axes fraction", "data"), va="bottom",
-                      fontsize=7, color="0.25")  # fmt: skip
+        _label_line(axes, mean, f"the data: {mean:.1f}")
+        low, high = axes.get_ylim()
+        axes.set_ylim(top=max(high, mean + 0.08 * (high - min(0, low))))  # room for the label
+
+
+def _label_line(axes: Axes, y: float, text: str) -> None:
+    """Small print at the left end of a horizontal line, just above it."""
+    axes.annotate(text, (0.02, y), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+                  va="bottom", fontsize=7, color="0.25")  # fmt: skip
 
 
 # What `constraint` shows, from above; the last two where some of the runs have them.
@@ -329,8 +336,7 @@ def _mark_kappa(axes: Axes, cells: Sequence[Cell], legend: Legend) -> None:
     bounds = [run.settings.get("kappa", 0) for cell in cells for run in cell.runs]
     for kappa in dict.fromkeys(x for x in bounds if isinstance(x, int | float) and 0 < x < np.inf):
         axes.axhline(kappa, color="0.35", linestyle=dotted, linewidth=1.2)
-        axes.annotate(f"κ = {kappa:g}", (0.02, kappa), xycoords=("axes fraction", "data"), va="bottom",
-                      fontsize=7, color="0.25")  # fmt: skip
+        _label_line(axes, kappa, f"κ = {kappa:g}")
     for cell in cells:
         if _has(cell, "kappa"):
             values = _metric(cell, "kappa")
