@@ -163,12 +163,18 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def known_run(
-    base: Path, scores: Sequence[float], algo: str, seed: int, env_name: str = "hopper-medium-v2", steps: int = 0
+    base: Path,
+    scores: Sequence[float],
+    algo: str,
+    seed: int,
+    env_name: str = "hopper-medium-v2",
+    steps: int = 0,
+    precision: str = "float32",
 ) -> Path:
     path = f"/sets/{env_name}.hdf5"
     dataset = {"source": path, "path": path, "rows": ROWS[env_name], "behaviour_score": 51.56}
     return make_run(base, scores, algo=algo, seed=seed, env_name=env_name, dataset=dataset, num_epochs=2000,
-                    run_options={"max_steps": steps or 20 * len(scores)})  # fmt: skip
+                    run_options={"max_steps": steps or 20 * len(scores), "precision": precision})  # fmt: skip
 
 
 def shown(base: Path, partial: bool = False) -> tuple[list[str], Table]:
@@ -252,6 +258,18 @@ def test_sets_of_d4rls_size_and_smaller_ones_never_share_a_table(tmp_path):
     known_run(tmp_path, [10], "diffcps", 0, "walker2d-medium-v2")
     labels, table = shown(tmp_path)
     assert labels == ["rebuilt", "rebuilt, full size"] and {row[0] for row in table.rows} == {"hopper-medium-v2", ""}
+
+
+def test_one_precision_is_a_note_and_two_are_columns(tmp_path):
+    known_run(tmp_path / "a", [10], "diffcps", 0, precision="bfloat16")
+    known_run(tmp_path / "a", [10], "dtql", 0, precision="bfloat16")
+    _, table = shown(tmp_path)
+    assert table.columns[4:6] == ["diffcps", "dtql"] and "Precision: bfloat16." in table.notes
+    assert ["paper", "100.1 ± 3.5"] in [list(row[3:5]) for row in table.rows]
+    known_run(tmp_path / "b", [10], "diffcps", 0)
+    _, table = shown(tmp_path)
+    assert table.columns[4:7] == ["diffcps", "diffcps precision=bfloat16", "dtql precision=bfloat16"]
+    assert not any(note.startswith("Precision") for note in table.notes)
 
 
 def test_nothing_is_made_of_nothing():

@@ -570,6 +570,18 @@ def test_one_setting_names_both_runs(tmp_path, capsys):
     assert "no interval, for one seed in common says nothing" in text
 
 
+def test_runs_of_two_precisions_are_two_methods_and_both_are_the_tasks_own(tmp_path, capsys):
+    make_run(tmp_path / "a", [10.0])
+    make_run(tmp_path / "b", [12.0], seed=1, run_options={"precision": "bfloat16"})
+    text = report(capsys, tmp_path / "a", tmp_path / "b")
+    assert "precision=float32" in text and "precision=bfloat16" in text and "no seed in common" in text
+    cells = group(found(tmp_path))
+    assert [cell.published for cell in cells] == [True, True]
+    make_run(tmp_path / "c", [12.0], kappa=0.04, run_options={"precision": "bfloat16"})
+    (other,) = group(found(tmp_path / "c"))
+    assert not other.published and other.method == "diffcps kappa=0.04 precision=bfloat16"
+
+
 def test_why_there_is_no_interval(tmp_path, capsys):
     for seed in (0, 1):
         make_run(tmp_path / "a", [10.0], seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from utils.report.runs import Cell, plain
+from utils.report.runs import RUN_OPTIONS, Cell, plain
 
 SHOWN = 2  # settings that a short name spells out
 OWN = "own settings"
@@ -35,7 +35,7 @@ def _name(cell: Cell, methods: dict[str, list[Cell]], cells: Sequence[Cell]) -> 
     parts = [f"{name}={plain(cell.told[name])}" for name in sorted(told & set(cell.told))]
     if not parts and len(told) == 1 and len(alike) > 1:  # the task's own value of the one setting that is compared
         (name,) = told
-        values = {plain(own.runs[0].settings.get(name, "")) for own in methods[cell.method]}
+        values = {_shown(own, name) for own in methods[cell.method]}
         parts = [f"{name}={value}" for value in values if value] if len(values) == 1 else []
     if len(parts) > SHOWN:
         telling = [text for text in parts if any(not _has(other, text) for other in alike)][:SHOWN]
@@ -50,7 +50,8 @@ def _name(cell: Cell, methods: dict[str, list[Cell]], cells: Sequence[Cell]) -> 
 
 
 def _shown(cell: Cell, name: str) -> str:
-    return plain(cell.changed.get(name, cell.runs[0].settings.get(name)))
+    """The value of a setting or of a run's option; "" where the algorithm has none such."""
+    return plain({**RUN_OPTIONS, **cell.runs[0].settings, **cell.changed}.get(name, ""))
 
 
 def _has(cell: Cell, text: str) -> bool:

@@ -60,7 +60,8 @@ def overview(cells: Sequence[Cell], label: str) -> list[Table]:
                 lines.append([*(names if first else [""] * len(names)), name, *row, data])
     if not lines:
         return []
-    columns = ["set", "rows", "gradient steps", "score", *methods, "the data"]
+    shared = f" precision={_precision(cells)}"  # stands in the notes
+    columns = ["set", "rows", "gradient steps", "score", *(name.replace(shared, "") for name in methods), "the data"]
     return [Table(f"Overview, data: {label}", columns, lines, _notes(cells, episodes), names=4, faint=faint)]
 
 
@@ -100,7 +101,7 @@ def _published() -> Published:
 
 def _paper(cell: Cell) -> str:
     """The paper's Table 1; nothing for other settings than the published ones, or where it has no figure."""
-    mean, deviation = (np.nan, np.nan) if cell.changed else _published().get(cell.env_name, cell.algo)
+    mean, deviation = _published().get(cell.env_name, cell.algo) if cell.published else (np.nan, np.nan)
     return "" if np.isnan(mean) else with_deviation(mean, deviation)
 
 
@@ -134,5 +135,10 @@ def _notes(cells: Sequence[Cell], episodes: set[int]) -> list[str]:
         notes.append(f"Seeds: {next(iter(seeds.values()))}.")
     else:
         notes += [f"Seeds of {cell.method} on {cell.env_name}: {', '.join(map(str, cell.seeds))}." for cell in cells]
-    precisions = {str(run.config["run"].get("precision", "float32")) for cell in cells for run in cell.runs}
-    return notes + ([f"Precision: {', '.join(sorted(precisions))}."] if precisions != {"float32"} else [])
+    return notes + ([f"Precision: {precision}."] if (precision := _precision(cells)) else [])
+
+
+def _precision(cells: Sequence[Cell]) -> str | None:
+    """The one that all cells have, other than float32."""
+    found = {cell.changed.get("precision") for cell in cells}
+    return found.pop() if len(found) == 1 else None

@@ -36,7 +36,7 @@ NUMBERS = {"run": "int64", "step": "int64", "episode": "int64", "return": "float
 # How long and how often, not what: these do not make another method.
 LENGTH = ("pretrain_epochs", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes")
 # Run options beside the settings that change what a score means, with the value that needs no mention.
-RUN_OPTIONS = {"eval_seeds": "published", "backend": "mujoco", "load_published": None}
+RUN_OPTIONS = {"eval_seeds": "published", "backend": "mujoco", "precision": "float32", "load_published": None}
 # What is compared with the data alone: the denoising loss, or a Gaussian policy's negative log-likelihood of the data's
 # actions, under the name that the algorithm's metrics give it.
 LOSSES = ("bc_loss", "kl_loss")
@@ -158,6 +158,11 @@ class Cell:
     @property
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
+
+    @property
+    def published(self) -> bool:
+        """Whether the settings are the task's own, in whatever precision: what the papers' figures stand beside."""
+        return not set(self.changed) - {"precision"}
 
     @property
     def reached(self) -> int:

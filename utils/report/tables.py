@@ -113,7 +113,7 @@ def make_rows(cells: Sequence[Cell], choice: Choice, published: Published) -> pd
 def _estimates(name: str, cells: Sequence[Cell], choice: Choice, published: Published) -> list[dict[str, Any]]:
     """`make_rows` for one cell, or for the average over several."""
     first, single, paired = cells[0], len(cells) == 1, len({tuple(cell.seeds) for cell in cells}) == 1
-    papers = [(np.nan, np.nan) if cell.changed else published.get(cell.env_name, cell.algo) for cell in cells]
+    papers = [published.get(cell.env_name, cell.algo) if cell.published else (np.nan, np.nan) for cell in cells]
     # The mean of the paper's own rows for the same tasks, not its printed average over all of them.
     paper = float(np.mean([mean for mean, _ in papers]))
     whole = all(cell.whole for cell in cells)
@@ -124,7 +124,7 @@ def _estimates(name: str, cells: Sequence[Cell], choice: Choice, published: Publ
         scores = [choice.scores(cell, protocol) for cell in cells]
         if (found := estimate(scores, paired)) is None:
             continue
-        other = published.corl(name, first.algo, protocol) if single and not first.changed else (np.nan, np.nan)
+        other = published.corl(name, first.algo, protocol) if single and first.published else (np.nan, np.nan)
         lines.append({
             "data": first.label, "task": name, "method": first.method,
             "seeds": seeds_text(first) if paired else "various",
