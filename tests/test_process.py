@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,9 +46,8 @@ def test_while_importing(command: Sequence[str], tmp_path: Path) -> None:
     program = [str(ROOT / command[0]) if command[0] == "run.py" else command[0], *command[1:]]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     process = subprocess.Popen(
-        [sys.executable, *program], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+        [sys.executable, *program], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     wait_for(tmp_path / "begun")
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "interrupted\n" and process.returncode == 130
@@ -150,4 +148,5 @@ def test_a_command_without_any_output_works(monkeypatch: pytest.MonkeyPatch) -> 
     assert command_line("x", lambda: print("lost")) == 0
 
 
-pytestmark = pytest.mark.slow  # the whole file: seconds per test
+# The whole file: seconds per test.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signals_of_a_terminal")]

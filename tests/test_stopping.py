@@ -168,4 +168,5 @@ def test_before_there_is_anything_to_save(
     assert capsys.readouterr().err == "run.py: interrupted\n"
 
 
-pytestmark = pytest.mark.slow  # the whole file: seconds per test
+# The whole file: seconds per test.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signals_of_a_terminal")]

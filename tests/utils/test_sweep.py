@@ -126,6 +126,7 @@ def start_script(tmp_path: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_saves_and_leaves_everything_resumable(tmp_path, number):
     process = start_script(tmp_path)
