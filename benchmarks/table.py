@@ -32,7 +32,8 @@ def table(folder: Path, name: str) -> str:
         raise SystemExit(f"benchmarks.table: no training_*_{name}.json in {folder}")
     first = results[0]
     lines = [
-        f"`benchmarks.training` on {first['device']}, torch {first['torch']}; medians, plain and ours alternating.",
+        f"`benchmarks.training` on random data of the tasks' shapes, on {first['device']} ({first['machine']}), "
+        f"torch {first['torch']}; medians, plain and ours alternating.",
         "",
     ]
     lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from benchmarks.plain_dtql import PlainDTQL
 from utils.data.dataset import Dataset
 from utils.data.windows import rows_of
 from utils.options import command_line, resolve_device
+from utils.runs.folder import processor
 from utils.seeding import torch_generators
 from utils.tasks import task
 from utils.training.capture import MODES, choose_mode
@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "algo": options.algo,
         "env_name": options.env_name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "machine": platform.machine(),
+        "machine": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seeds": options.seeds,

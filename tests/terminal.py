@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import struct
 import subprocess
 import sys
@@ -26,9 +27,9 @@ def start(code: str, *arguments: str, columns: int = 80) -> tuple[subprocess.Pop
     return process, ours
 
 
-def pieces(terminal: int) -> Iterator[bytes]:
-    """What the terminal is sent, as it comes, until the program ends."""
-    while True:
+def pieces(terminal: int, patience: float = 120) -> Iterator[bytes]:
+    """What the terminal is sent, as it comes, until the program ends or says nothing for so many seconds."""
+    while select.select([terminal], [], [], patience)[0]:
         try:
             piece = os.read(terminal, 65536)
         except OSError:  # Linux' end of file

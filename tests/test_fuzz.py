@@ -162,7 +162,7 @@ def test_any_value_of_any_flag(command: tuple[str, list[tuple[str, str]]]) -> No
 @pytest.mark.slow
 @pytest.mark.usefixtures("shortened")
 def test_many_command_lines_that_make_an_agent() -> None:
-    """About a fifth of the command lines drawn are fit for it; the others are one line each.
+    """About a quarter of the command lines drawn are fit for it; the others are one line each.
 
     With FUZZ_EXAMPLES=4500 in the environment it is over a thousand agents, in some three minutes of CPU time.
     """
@@ -175,7 +175,7 @@ def test_many_command_lines_that_make_an_agent() -> None:
 
     ARRIVALS.clear()
     many()
-    assert len(ARRIVALS) >= examples / 8
+    assert len(ARRIVALS) >= examples / 5
 
 
 @fuzz

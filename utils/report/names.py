@@ -51,7 +51,8 @@ def _name(cell: Cell, methods: dict[str, list[Cell]], cells: Sequence[Cell]) -> 
 
 def _shown(cell: Cell, name: str) -> str:
     """The value of a setting or of a run's option; "" where the algorithm has none such."""
-    return plain({**RUN_OPTIONS, **cell.runs[0].settings, **cell.changed}.get(name, ""))
+    usual = RUN_OPTIONS.get(name)
+    return plain({**cell.runs[0].settings, **cell.changed}.get(name, "" if usual is None else usual))
 
 
 def _has(cell: Cell, text: str) -> bool:
