@@ -48,6 +48,7 @@ def kind(event: Any) -> str:
         at = at.cpu_parent
     if event.name == "<built-in function kernel>":  # what torch.compile makes of the rest
         return "compiled: Mish, sums, casts"
+    if event.name.startswith("diffcps::"): return "layers"
     if not event.name.startswith("aten::") or event.name.removeprefix("aten::") in FREE:
         return PYTHON
     found = next((part for place, part in PLACES.items() if any(place in name for name in way)), None)

@@ -11,12 +11,16 @@ from agents.parts.layers import (
     FLAX_EPSILON,
     Activation,
     Chain,
-    first_layer,
+    Layers,
+    added,
+    chain,
+    entering,
     head,
+    hidden,
     layer_norm,
     layer_shapes,
-    linear,
     mish,
+    named,
 )
 from agents.parts.parameters import Network, Parameters, Sizes
 
@@ -71,9 +75,9 @@ class TwinCritic(Network):
 
     def first(self, states: Tensor, actions: Tensor) -> Tensor:
         """Q1 alone, in half of the time: states [S, B, state_dim], actions [S, B * R, action_dim] -> [S, B * R]."""
-        hidden = self._hidden({name: t[::2] for name, t in self.parameters.tensors.items()}, states, actions)
+        inner = self._hidden({name: t[::2] for name, t in self.parameters.tensors.items()}, states, actions)
         # The last layer of both: alone, a single critic's has another order of summing, so not the digits of the pair.
-        pair = hidden.repeat_interleave(2, dim=0)
+        pair = inner.repeat_interleave(2, dim=0)
         return self._last(self.parameters.tensors, pair)[::2]
 
     def one(self, choice: Tensor, states: Tensor, actions: Tensor) -> Tensor:
@@ -87,23 +91,31 @@ class TwinCritic(Network):
         return self._value(chosen, states, actions)
 
     def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        return self._last(p, self._hidden(p, states, actions))
+        if self.norms:
+            return self._last(p, self._normalised(p, states, actions))
+        x, layers = self._layers(p, states, actions)
+        return chain(x, layers, self.activation).squeeze(-1)
 
     def _hidden(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
         """What the last layer reads [M, B * R, width]."""
-        for i, layer in enumerate(self.layers[:-1]):
-            if i == 0:
-                hidden = first_layer(states, actions, p["0.weight"], p["0.bias"])
-            else:
-                hidden = linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"])
-            if self.norms:
-                hidden = layer_norm(hidden, p[f"{self.norms[i]}.weight"], p[f"{self.norms[i]}.bias"])
-            hidden = self.activation(hidden)
-        return hidden
+        if self.norms:
+            return self._normalised(p, states, actions)
+        x, layers = self._layers(p, states, actions)
+        return hidden(x, layers[:-1], self.activation)
 
-    def _last(self, p: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-        layer = self.layers[-1]
-        return head(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]).squeeze(-1)
+    def _layers(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> tuple[Tensor, Layers]:
+        x, first = entering(states, actions, p["0.weight"], p["0.bias"])
+        return x, [first, *named(p, self.layers[1:])]
+
+    def _normalised(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
+        x, layers = self._layers(p, states, actions)
+        for norm, (weight, offset) in zip(self.norms, layers, strict=False):
+            x = self.activation(layer_norm(added(offset, x, weight), p[f"{norm}.weight"], p[f"{norm}.bias"]))
+        return x
+
+    def _last(self, p: Mapping[str, Tensor], inner: Tensor) -> Tensor:
+        last = self.layers[-1]
+        return head(inner, p[f"{last}.weight"], p[f"{last}.bias"]).squeeze(-1)
 
     def seed_state(self, seed: int) -> dict[str, Tensor]:
         """Seed number `seed`'s pair under the published names."""

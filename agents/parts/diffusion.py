@@ -16,11 +16,15 @@ from agents.parts.layers import (
     FLAX_EPSILON,
     TIME_DIM,
     Activation,
+    added,
+    chain,
     head,
+    layer,
     layer_norm,
     layer_shapes,
     linear,
     mish,
+    named,
     sinusoidal_embedding,
 )
 from agents.parts.parameters import Network, Parameters, Sizes, xavier_init
@@ -82,17 +86,14 @@ class NoiseNetwork(Network):
     def time_part(self) -> Tensor:
         """The first layer's share of every diffusion step: [S, T, H]."""
         p = self.parameters
-        hidden = mish(linear(self.embedding, p["model.time_mlp.1.weight"], p["model.time_mlp.1.bias"]))
+        hidden = layer(self.embedding, p["model.time_mlp.1.weight"], p["model.time_mlp.1.bias"], mish)
         embedded = linear(hidden, p["model.time_mlp.3.weight"], p["model.time_mlp.3.bias"])
         return linear(embedded, self._first_weight()[1])
 
     def noise(self, actions: Tensor, condition: Tensor) -> Tensor:
         """actions [S, B, A], condition [S, B, H] = state part + time part -> predicted noise [S, B, A]."""
-        p = self.parameters
-        hidden = mish(torch.baddbmm(condition, actions, self._first_weight()[0].mT))
-        for layer in ("model.mid_layer.2", "model.mid_layer.4"):
-            hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return head(hidden, p["model.final_layer.weight"], p["model.final_layer.bias"])
+        after = named(self.parameters, ["model.mid_layer.2", "model.mid_layer.4", "model.final_layer"])
+        return chain(actions, [(self._first_weight()[0], condition), *after], mish)
 
 
 class ResidualNoiseNetwork(Network):
@@ -158,18 +159,18 @@ class ResidualNoiseNetwork(Network):
         p = self.parameters
         angles = 2 * math.pi * self.steps.unsqueeze(1) * p["time.frequencies"].unsqueeze(1)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        hidden = self.activation(linear(features, p["time.1.weight"], p["time.1.bias"]))
+        hidden = layer(features, p["time.1.weight"], p["time.1.bias"], self.activation)
         return linear(linear(hidden, p["time.3.weight"], p["time.3.bias"]), self._first_weight()[2])
 
     def noise(self, actions: Tensor, condition: Tensor) -> Tensor:
         """actions [S, B, A], condition [S, B, H] = state part + time part -> predicted noise [S, B, A]."""
         p = self.parameters
-        x = torch.baddbmm(condition, actions, self._first_weight()[0].mT)
+        x = added(condition, actions, self._first_weight()[0])
         kept = self.kept.split(self.hidden_dim, dim=-1) if self.kept is not None else ()
         for i, block in enumerate(self.blocks):
             inside = x * kept[i] / (1 - self.dropout) if kept else x
             inside = layer_norm(inside, p[f"{block}.norm.weight"], p[f"{block}.norm.bias"], FLAX_EPSILON)
-            inside = self.activation(linear(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"]))
+            inside = layer(inside, p[f"{block}.1.weight"], p[f"{block}.1.bias"], self.activation)
             x = x + linear(inside, p[f"{block}.3.weight"], p[f"{block}.3.bias"])
         return head(self.activation(x), p["last.weight"], p["last.bias"])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.parts.draws import Rng, integers
-from agents.parts.layers import TIME_DIM, head, layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.layers import TIME_DIM, chain, layer, layer_shapes, linear, mish, named, sinusoidal_embedding
 from agents.parts.parameters import Network, Parameters, Sizes
 
 LEVEL_SCALE = 0.5  # scale of the logistic distribution of ln sigma
@@ -39,13 +39,11 @@ class EDMNetwork(Network):
     def __call__(self, actions: Tensor, states: Tensor, times: Tensor) -> Tensor:
         """actions [S, B, A], states [S, B, state_dim], times [S, B] -> [S, B, A]."""
         p = self.parameters
-        time = mish(linear(sinusoidal_embedding(times), p["embed.1.weight"], p["embed.1.bias"]))
+        time = layer(sinusoidal_embedding(times), p["embed.1.weight"], p["embed.1.bias"], mish)
         time = linear(time, p["embed.3.weight"], p["embed.3.bias"])
         hidden = torch.cat([actions, states, time], dim=-1)
         hidden = linear(hidden, p["layers.layers.0.weight"], p["layers.layers.0.bias"])
-        for layer in ("layers.layers.1", "layers.layers.3", "layers.layers.5"):
-            hidden = mish(linear(hidden, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return head(hidden, p["layers.layers.7.weight"], p["layers.layers.7.bias"])
+        return chain(hidden, named(p, [f"layers.layers.{i}" for i in (1, 3, 5, 7)]), mish)
 
 
 class EDM:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agents.parts import fused
 from agents.parts.parameters import Network, Parameters, Shapes, Sizes
 
 TIME_DIM = 16  # width of the time embedding
 FLAX_EPSILON = 1e-6  # beside the variance in flax's layer normalisation; PyTorch's has 1e-5
 
 Activation = Callable[[Tensor], Tensor]
+Layers = Sequence[tuple[Tensor, Tensor]]  # weights [M, out, in] and offsets [M, B or 1, out]; a bias is one row of them
 
 
 class _Mish(torch.autograd.Function):
@@ -51,13 +53,44 @@ def mish(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {"mish": mish, "swish": functional.silu}  # that a setting can name
+FUSED = {torch.relu: "relu", mish: "mish", functional.silu: "swish"}  # the kinds of layer that `fused` has
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Each member's affine map: x [M, B, in], weight [M, out, in], bias [M, out] -> [M, B, out]."""
-    if bias is None:
+    if bias is None and not fused.applies(x):
         return torch.bmm(x, weight.mT)
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+    return added(bias.unsqueeze(1), x, weight)
+
+
+def added(offset: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T + c: x [M, B, in], weight [M, out, in], offset [M, B or 1, out] -> [M, B, out]."""
+    if fused.applies(x):
+        return fused.chain(x, [(weight, offset)], "identity")
+    return torch.baddbmm(offset, x, weight.mT)
+
+
+def layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    """`linear` and the activation."""
+    return hidden(x, [(weight, bias.unsqueeze(1))], activation)
+
+
+def hidden(x: Tensor, layers: Layers, activation: Activation) -> Tensor:
+    """Layers with the activation after each: x [M, B, in] -> [M, B, out]."""
+    if fused.applies(x) and activation in FUSED:
+        return fused.chain(x, layers, FUSED[activation])
+    for weight, offset in layers:
+        x = activation(added(offset, x, weight))
+    return x
+
+
+def chain(x: Tensor, layers: Layers, activation: Activation) -> Tensor:
+    """`hidden` layers and, at the end, a `head`: x [M, B, in] -> [M, B, out]."""
+    if fused.applies(x) and activation in FUSED and layers[-1][0].shape[1] <= fused.MOST_LAST:
+        return fused.chain(x, layers, FUSED[activation], head=True)
+    weight, offset = layers[-1]
+    return head(hidden(x, layers[:-1], activation), weight, offset.squeeze(1))
 
 
 def head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -82,16 +115,22 @@ def sinusoidal_embedding(steps: Tensor, dim: int = TIME_DIM) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def first_layer(states: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A layer over [state | x]: states [M, B, d], x [M, B * R, e], weight [M, out, d + e] -> [M, B * R, out].
+def entering(states: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A layer over [state | x] as one over fewer columns: what it takes, and its weight and offset.
 
-    R rows of x stand side by side for each state; the state's share is computed once for them.
+    states [M, B, d], x [M, B * R, e], weight [M, out, d + e]. R rows of x stand side by side for each state, its share
+    being an offset, computed once for them.
     """
     dim, repeats = states.shape[2], x.shape[1] // states.shape[1]
+    if repeats == 1 and fused.applies(x):
+        return torch.cat([states, x], dim=2), (weight, bias.unsqueeze(1))
     part = linear(states, weight[:, :, :dim], bias)
-    if repeats > 1:
-        part = part.repeat_interleave(repeats, dim=1)
-    return torch.baddbmm(part, x, weight[:, :, dim:].mT)
+    return x, (weight[:, :, dim:], part.repeat_interleave(repeats, dim=1) if repeats > 1 else part)
+
+
+def named(parameters: Mapping[str, Tensor] | Parameters, names: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """The weights and offsets of layers by their names."""
+    return [(parameters[f"{name}.weight"], parameters[f"{name}.bias"].unsqueeze(1)) for name in names]
 
 
 def layer_shapes(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Sequence[int]]:
@@ -126,10 +165,7 @@ class Chain(Network):
 
     def through(self, x: Tensor) -> Tensor:
         """x [S, B, widths[0]] -> [S, B, widths[-1]], no activation at the end."""
-        p, last = self.parameters, self.names[-1]
-        for layer in self.names[:-1]:
-            x = self.activation(linear(x, p[f"{layer}.weight"], p[f"{layer}.bias"]))
-        return head(x, p[f"{last}.weight"], p[f"{last}.bias"])
+        return chain(x, named(self.parameters, self.names), self.activation)
 
 
 class MLP(Chain):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.parts.layers import Chain, first_layer, head, layer_shapes, linear
+from agents.parts.layers import Chain, chain, entering, head, layer, layer_shapes, named
 from agents.parts.parameters import Network, Parameters, Sizes
 
 LOG_STD = (-5.0, 2.0)  # bounds of a policy's log deviation
@@ -52,8 +52,8 @@ class BoxGaussian(Chain):
         """
         p, x = self.parameters, states
         parts = kept.split(self.widths, dim=-1) if kept is not None else ()
-        for i, layer in enumerate(self.names[:-1]):
-            x = self.activation(linear(x, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+        for i, name in enumerate(self.names[:-1]):
+            x = layer(x, p[f"{name}.weight"], p[f"{name}.bias"], self.activation)
             x = x * parts[i] / (1 - self.dropout) if parts else x
         out = head(x, p[f"{self.names[-1]}.weight"], p[f"{self.names[-1]}.bias"])
         mean, log_std = out.chunk(2, dim=-1) if self.own_std else (out, p["log_std"].unsqueeze(1))
@@ -142,9 +142,7 @@ class Perturbation(Network):
     def __call__(self, states: Tensor, actions: Tensor) -> Tensor:
         """states [S, B, state_dim], actions [S, B * R, A], R for each state side by side -> [S, B * R, A]."""
         p = self.parameters
-        hidden = first_layer(states, actions, p["l1.weight"], p["l1.bias"])
-        for layer in self.names[1:-1]:
-            hidden = linear(torch.relu(hidden), p[f"{layer}.weight"], p[f"{layer}.bias"])
-        hidden = head(torch.relu(hidden), p[f"{self.names[-1]}.weight"], p[f"{self.names[-1]}.bias"])
-        shift = self.phi * self.max_action * torch.tanh(hidden)
+        x, first = entering(states, actions, p["l1.weight"], p["l1.bias"])
+        out = chain(x, [first, *named(p, self.names[1:])], torch.relu)
+        shift = self.phi * self.max_action * torch.tanh(out)
         return (actions + shift).clamp(-self.max_action, self.max_action)

@@ -12,10 +12,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
+
+from agents.parts import fused
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,17 +38,11 @@ def check(precision: str, device: torch.device) -> None:
             raise ValueError(f"{torch.cuda.get_device_name(device)} does not multiply in {precision}; use float32")
     elif precision == "tf32":
         raise ValueError("precision 'tf32' needs a CUDA device, a CPU has none; use float32 or bfloat16")
-    elif precision == "bfloat16" and not fast_on_cpu():
+    elif precision == "bfloat16" and not CPU_FLAGS & fused.processor():
         cost = "a step takes twice as long as in float32 with AVX-512, seven times with AVX2"
         warnings.warn(f"this CPU has no bfloat16 products: {cost}", stacklevel=3)
-
-
-def fast_on_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's processor says that it multiplies in bfloat16."""
-    try:
-        return bool(CPU_FLAGS & set(cpuinfo.read_text().split()))
-    except OSError:  # no Linux
-        return False
+    elif precision == "bfloat16":
+        fused.prepare()
 
 
 def bfloat16(loss: Callable[P, R], device: torch.device) -> Callable[P, R]:

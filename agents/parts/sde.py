@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from agents.parts.layers import head, layer_shapes, linear
+from agents.parts.layers import added, head, layer, layer_shapes, linear
 from agents.parts.parameters import Network, Parameters, Sizes, default_init
 
 BETA_0, BETA_1 = 0.1, 20.0
@@ -101,10 +101,13 @@ class ScoreNetwork(Network):
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return linear(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
 
+    def _silu(self, name: str, x: Tensor) -> Tensor:
+        return layer(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"], silu)
+
     def state_part(self, states: Tensor) -> Tensor:
         """The embedding's share of the state: [S, B, state_dim] -> [S, B, H/2]."""
         weight = self.parameters["sort_t.0.weight"][:, :, :EMBED_DIM]
-        return linear(silu(self._linear("pre_sort_condition.0.dense", states)), weight)
+        return linear(self._silu("pre_sort_condition.0.dense", states), weight)
 
     def time_part(self, times: Tensor) -> Tensor:
         """The embedding's share of the time: [S, B] -> [S, B, H/2]."""
@@ -117,7 +120,7 @@ class ScoreNetwork(Network):
 
         R actions of a state stand side by side.
         """
-        embedding = silu(self._linear("sort_t.2", silu(part)))
+        embedding = self._silu("sort_t.2", silu(part))
         d1 = self._block("down_block1", actions, embedding)
         d2 = self._block("down_block2", d1, embedding)
         d3 = self._block("down_block3", d2, embedding)
@@ -130,8 +133,8 @@ class ScoreNetwork(Network):
 
     def _block(self, name: str, x: Tensor, embedding: Tensor) -> Tensor:
         shift = self._linear(f"{name}.time_mlp.1", embedding)
-        hidden = silu(self._linear(f"{name}.dense1.0", x)).unflatten(1, (shift.shape[1], -1))
-        hidden = silu(self._linear(f"{name}.dense2.0", (hidden + shift.unsqueeze(2)).flatten(1, 2)))
+        hidden = self._silu(f"{name}.dense1.0", x).unflatten(1, (shift.shape[1], -1))
+        hidden = self._silu(f"{name}.dense2.0", (hidden + shift.unsqueeze(2)).flatten(1, 2))
         through = self._linear(f"{name}.modify_x", x) if f"{name}.modify_x.weight" in self.parameters.shapes else x
         return hidden + through
 
@@ -170,11 +173,11 @@ class EnergyNetwork(Network):
         """What enters each activation, and at the end the value [S, B * R, 1]."""
         p, repeats = self.parameters, actions.shape[1] // part.shape[1]
         part = part.repeat_interleave(repeats, dim=1) if repeats > 1 else part
-        entering = [torch.baddbmm(part, actions, p["qt.0.weight"][:, :, : self.action_dim].mT)]
-        for layer in self.LAYERS:
-            last = layer == self.LAYERS[-1]
-            bias = constant(p[f"{layer}.bias"]) if last else p[f"{layer}.bias"]
-            entering.append((head if last else linear)(silu(entering[-1]), p[f"{layer}.weight"], bias))
+        entering = [added(part, actions, p["qt.0.weight"][:, :, : self.action_dim])]
+        for name in self.LAYERS:
+            last = name == self.LAYERS[-1]
+            bias = constant(p[f"{name}.bias"]) if last else p[f"{name}.bias"]
+            entering.append((head if last else linear)(silu(entering[-1]), p[f"{name}.weight"], bias))
         return entering
 
     def __call__(self, actions: Tensor, part: Tensor) -> Tensor:
@@ -185,8 +188,8 @@ class EnergyNetwork(Network):
         """d f / d action [S, B * R, A], by the chain rule: acting keeps no record to differentiate."""
         p = self.parameters
         upstream: Tensor | None = None
-        for layer, x in zip(reversed(self.LAYERS), reversed(self._layers(actions, part)[:-1]), strict=True):
-            weight, s = p[f"{layer}.weight"], torch.sigmoid(x)
+        for name, x in zip(reversed(self.LAYERS), reversed(self._layers(actions, part)[:-1]), strict=True):
+            weight, s = p[f"{name}.weight"], torch.sigmoid(x)
             inner = weight if upstream is None else torch.bmm(upstream, weight)
             upstream = inner * (s + x * s * (1 - s))  # the derivative of x sigmoid(x)
         assert upstream is not None  # there are layers

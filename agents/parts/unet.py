@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.parts.layers import head, layer_shapes, linear, mish, sinusoidal_embedding
+from agents.parts.layers import head, layer, layer_shapes, linear, mish, sinusoidal_embedding
 from agents.parts.parameters import Network, Parameters, Sizes, default_init
 
 KERNEL, GROUPS = 5, 8  # of a convolution block
@@ -56,7 +56,7 @@ class _Temporal(Network):
     def time_embedding(self, steps: Tensor) -> Tensor:
         """Diffusion steps [S, n], counted from 0 -> [S, n, dim]."""
         p, x = self.parameters, sinusoidal_embedding(steps.float(), self.dim)
-        x = mish(linear(x, p["model.time_mlp.1.weight"], p["model.time_mlp.1.bias"]))
+        x = layer(x, p["model.time_mlp.1.weight"], p["model.time_mlp.1.bias"], mish)
         return linear(x, p["model.time_mlp.3.weight"], p["model.time_mlp.3.bias"])
 
     def _inside(self, windows: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class TemporalValue(_Temporal):
             x = self._halved(x, f"model.mid_down{k}")
         flat = x.view(rows, self.seeds, -1).transpose(0, 1)
         x = torch.cat([flat, embedding.expand(-1, rows, -1)], dim=2)
-        x = mish(linear(x, p["model.final_block.0.weight"], p["model.final_block.0.bias"]))
+        x = layer(x, p["model.final_block.0.weight"], p["model.final_block.0.bias"], mish)
         return head(x, p["model.final_block.2.weight"], p["model.final_block.2.bias"]).squeeze(2)
 
 

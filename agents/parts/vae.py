@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.parts.layers import first_layer, head, layer_shapes, linear
+from agents.parts.layers import chain, entering, head, hidden, layer_shapes, named
 from agents.parts.parameters import Network, Parameters, Sizes
 
 
@@ -30,17 +30,16 @@ class VariationalAutoencoder(Network):
     def encode(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """states [S, B, state_dim], actions [S, B, A] -> mean and log deviation of the code, each [S, B, 2 A]."""
         p = self.parameters
-        hidden = torch.relu(first_layer(states, actions, p["e1.weight"], p["e1.bias"]))
-        hidden = torch.relu(linear(hidden, p["e2.weight"], p["e2.bias"]))
-        mean = head(hidden, p["mean.weight"], p["mean.bias"])
-        return mean, head(hidden, p["log_std.weight"], p["log_std.bias"]).clamp(*self.LOG_STD)
+        x, first = entering(states, actions, p["e1.weight"], p["e1.bias"])
+        inner = hidden(x, [first, *named(p, ["e2"])], torch.relu)
+        mean = head(inner, p["mean.weight"], p["mean.bias"])
+        return mean, head(inner, p["log_std.weight"], p["log_std.bias"]).clamp(*self.LOG_STD)
 
     def decode(self, states: Tensor, codes: Tensor) -> Tensor:
         """states [S, B, state_dim], codes [S, B * R, 2 A] -> actions before the tanh [S, B * R, A]."""
         p = self.parameters
-        hidden = torch.relu(first_layer(states, codes, p["d1.weight"], p["d1.bias"]))
-        hidden = torch.relu(linear(hidden, p["d2.weight"], p["d2.bias"]))
-        return head(hidden, p["d3.weight"], p["d3.bias"])
+        x, first = entering(states, codes, p["d1.weight"], p["d1.bias"])
+        return chain(x, [first, *named(p, ["d2", "d3"])], torch.relu)
 
     def squashed(self, raw: Tensor) -> Tensor:
         """The actions in the box that `decode`'s numbers stand for."""

@@ -1,0 +1,166 @@
+"""A chain of layers, act(x W^T + c), as one operation in bfloat16 on a CPU; fused.cpp computes it.
+
+PyTorch's own products of 256 x 256 run at the processor's full rate, too, but each costs a call, and casts, bias,
+activation and its derivative pass through memory between them. The library is compiled when it is first wanted, which
+takes seconds, and kept in ~/.cache/diffcps.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+MOST_LAST = 64  # outputs of a float32 last layer, as in fused.cpp
+KINDS = {"identity": 0, "relu": 1, "mish": 2, "swish": 3}
+NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"}
+_EXTENSIONS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"]
+OPTIONS = ["-std=c++17", "-O3", *_EXTENSIONS, "-fopenmp", "-shared", "-fPIC"]
+
+# Whether layers in bfloat16 are made here and not by PyTorch, see `prepare`.
+ready = False
+
+
+@functools.cache
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What this machine's processor says that it has; nothing where it does not say it as Linux does."""
+    try:
+        return frozenset(cpuinfo.read_text().split())
+    except OSError:
+        return frozenset()
+
+
+def prepare() -> None:
+    """Compile the library where the processor has what it needs and nothing faster: AMX is PyTorch's.
+
+    One line says where it cannot be compiled; PyTorch multiplies then.
+    """
+    global ready
+    if not ready and processor() >= NEEDED and "amx_bf16" not in processor():
+        ready = _loaded()
+
+
+def applies(x: Tensor) -> bool:
+    """Whether a layer over x is to be made here: in bfloat16, on a CPU, after `prepare`."""
+    return ready and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+# --- The library ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _loaded() -> bool:
+    """Compile fused.cpp and give PyTorch its operations; False, after one line, where that fails."""
+    try:
+        torch.ops.load_library(_compiled())
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        line = said.strip().splitlines()[0] if said.strip() else "the compiler failed"
+        warnings.warn(f"no compiled layers in bfloat16 ({line}): a step takes a quarter longer", stacklevel=4)
+        return False
+    torch.library.register_fake("diffcps::chain", _outputs)
+    torch.library.register_fake("diffcps::chain_gradient", _gradients)
+    return True
+
+
+def _compiled() -> Path:
+    """The library's file, compiled unless this source has been before."""
+    root = Path(torch.__file__).parent
+    options = [*OPTIONS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    options += [
+        f"-I{root}/include",
+        f"-I{root}/include/torch/csrc/api/include",
+        f"-L{root}/lib",
+        "-lc10",
+        "-ltorch_cpu",
+    ]
+    compiler = os.environ.get("CXX", "g++")
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((torch.__version__, compiler, options)).encode()).hexdigest()[:16]
+    folder = Path.home() / ".cache" / "diffcps" / "compiled"
+    if not os.access(_existing(folder), os.W_OK):
+        folder = Path(tempfile.mkdtemp(prefix="diffcps-"))
+    path = folder / f"fused-{key}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Another process may be at it too: each writes a file of its own, and the last one stays.
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            command = [compiler, str(SOURCE), "-o", f"{own}/fused.so", *options]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            os.replace(f"{own}/fused.so", path)
+    return path
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+# --- For PyTorch ------------------------------------------------------------------------------------------------------
+
+
+def _outputs(
+    x: Tensor, weights: list[Tensor], offsets: list[Tensor], kind: int, head: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Tensors like those that `chain` of fused.cpp gives."""
+    rows = x.shape[0] * x.shape[1]
+    kept = rows * sum(weight.shape[1] for weight in weights[: len(weights) - head])
+    out = x.new_empty(*x.shape[:2], weights[-1].shape[1], dtype=torch.float32 if head else torch.bfloat16)
+    return out, x.new_empty(kept if keep and (kind or len(weights) > 1) else 0, dtype=torch.bfloat16)
+
+
+def _gradients(
+    g: Tensor,
+    z: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    offsets: list[Tensor],
+    kind: int,
+    head: bool,
+    wanted: list[int],
+) -> list[Tensor]:
+    """Tensors like those that `chain_gradient` of fused.cpp gives."""
+    given = zip((x, *weights, *offsets), wanted, strict=True)
+    return [t.new_empty(t.shape if asked else (0,)) for t, asked in given]
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: int, head: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights, offsets = list(parameters[::2]), list(parameters[1::2])
+        out, z = torch.ops.diffcps.chain(x, weights, offsets, kind, head, True)
+        ctx.save_for_backward(z, x, *weights, *offsets)
+        ctx.kind, ctx.head = kind, head
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, x, *parameters = ctx.saved_tensors
+        count = len(parameters) // 2
+        asked = ctx.needs_input_grad[2:]
+        wanted = [int(a) for a in (asked[0], *asked[1::2], *asked[2::2])]
+        given = (grad, z, x, parameters[:count], parameters[count:], ctx.kind, ctx.head)
+        slopes = torch.ops.diffcps.chain_gradient(*given, wanted)
+        by_x, *found = (slope if asked else None for slope, asked in zip(slopes, wanted, strict=True))
+        return (None, None, by_x, *(slope for pair in zip(found[:count], found[count:], strict=True) for slope in pair))
+
+
+def chain(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], kind: str, head: bool = False) -> Tensor:
+    """act(... act(x W^T + c) ...) in bfloat16: x [M, B, in], each layer W [M, out, in] and c [M, B or 1, out].
+
+    kind: the activation, of `KINDS`. head: the last layer has no activation, and is float32 like what it gives, else
+    bfloat16 [M, B, out]. Sums are float32; the gradients of the float32 weights and offsets, too.
+    """
+    parameters = [t for layer in layers for t in layer]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+        return _Differentiable.apply(KINDS[kind], head, x, *parameters)
+    weights, offsets = parameters[::2], parameters[1::2]
+    return torch.ops.diffcps.chain(x, weights, offsets, KINDS[kind], head, False)[0]
