@@ -12,7 +12,6 @@ from agents.parts.layers import (
     Activation,
     Chain,
     Layers,
-    added,
     chain,
     entering,
     head,
@@ -91,27 +90,20 @@ class TwinCritic(Network):
         return self._value(chosen, states, actions)
 
     def _value(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        if self.norms:
-            return self._last(p, self._normalised(p, states, actions))
         x, layers = self._layers(p, states, actions)
-        return chain(x, layers, self.activation).squeeze(-1)
+        return chain(x, layers, self.activation, self._norms(p)).squeeze(-1)
 
     def _hidden(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
         """What the last layer reads [M, B * R, width]."""
-        if self.norms:
-            return self._normalised(p, states, actions)
         x, layers = self._layers(p, states, actions)
-        return hidden(x, layers[:-1], self.activation)
+        return hidden(x, layers[:-1], self.activation, self._norms(p))
 
     def _layers(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> tuple[Tensor, Layers]:
         x, first = entering(states, actions, p["0.weight"], p["0.bias"])
         return x, [first, *named(p, self.layers[1:])]
 
-    def _normalised(self, p: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        x, layers = self._layers(p, states, actions)
-        for norm, (weight, offset) in zip(self.norms, layers, strict=False):
-            x = self.activation(layer_norm(added(offset, x, weight), p[f"{norm}.weight"], p[f"{norm}.bias"]))
-        return x
+    def _norms(self, p: Mapping[str, Tensor]) -> Layers:
+        return [(p[f"{name}.weight"], p[f"{name}.bias"]) for name in self.norms]
 
     def _last(self, p: Mapping[str, Tensor], inner: Tensor) -> Tensor:
         last = self.layers[-1]

@@ -13,11 +13,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -28,6 +29,8 @@ enum Kind { IDENTITY, RELU, MISH, SWISH };
 constexpr long WIDTH = 64;    // columns of a panel of the right-hand matrix: four registers
 constexpr long ROWS = 6;      // rows of a tile: 6 x 4 sums fill 24 of the 32 registers
 constexpr long MOST_LAST = 64;  // outputs of a float32 last layer
+constexpr long WORTH_A_TEAM = 1 << 22;  // products of two numbers: a tenth of a millisecond on one core
+constexpr float EPSILON = 1e-5f;  // beside the variance of a layer normalisation
 constexpr long DEPTH = 1024;  // pairs of rows that are summed at once, so that a panel stays in the cache
 
 // --- Arithmetic on 16 numbers ---------------------------------------------------------------------------------------
@@ -216,8 +219,9 @@ void product(long start, long stop, long columns, Left a, const int32_t* panel, 
 
 long rounded_up(long x, long to) { return (x + to - 1) / to * to; }
 
-// Memory of the calling thread that grows and is kept: fresh pages at every call would cost more than the arithmetic.
-enum Use { PANELS, LEFT, COPY, HIDDEN, OTHER_HIDDEN, USES };
+// Memory that grows and is kept: fresh pages at every call would cost more than the arithmetic. One for each thread that
+// calls; its team shares it.
+enum Use { PANELS, LEFT, COPY, HIDDEN, OTHER_HIDDEN, ARGUMENT, USES };
 
 struct Scratch {
   void* data[USES] = {};
@@ -227,17 +231,9 @@ struct Scratch {
   }
 };
 
-template <class T>
-T* scratch(Use use, long count) {
+Scratch& of_this_thread() {
   thread_local Scratch kept;
-  const long needed = count * sizeof(T) + 64;
-  if (kept.bytes[use] < needed) {
-    std::free(kept.data[use]);
-    kept.bytes[use] = rounded_up(needed, 1 << 16);
-    kept.data[use] = std::aligned_alloc(64, kept.bytes[use]);
-    if (!kept.data[use]) throw std::bad_alloc();
-  }
-  return static_cast<T*>(kept.data[use]);
+  return kept;
 }
 
 // --- A chain of layers ------------------------------------------------------------------------------------------------
@@ -255,14 +251,36 @@ struct Layer {
   Matrices offset;                  // [members, rows or 1, outputs]; one row: stride 0
   void* weight_gradient = nullptr;  // contiguous like the weight, or null where it is not wanted
   void* offset_gradient = nullptr;  // contiguous like the offset, in its type, or null
+  // Of a layer normalisation before the activation, [members, outputs] each; none where `scale` is null.
+  const float *scale = nullptr, *shift = nullptr;
+  long scale_member = 0, shift_member = 0;  // strides
+  float *scale_gradient = nullptr, *shift_gradient = nullptr;
 };
 
 struct Chain {
   long members, rows, inputs, count, threads;
   bool head;  // the last layer is float32, without an activation
   Matrices x;
+  Scratch* kept;
   std::vector<Layer> layers;
 };
+
+// Room for so many numbers, the same for the whole team.
+template <class T>
+T* scratch(const Chain& c, Use use, long count) {
+  Scratch& kept = *c.kept;
+#pragma omp single
+  {
+    const long needed = count * sizeof(T) + 64;
+    if (kept.bytes[use] < needed) {
+      std::free(kept.data[use]);
+      kept.bytes[use] = rounded_up(needed, 1 << 16);
+      kept.data[use] = std::aligned_alloc(64, kept.bytes[use]);
+      if (!kept.data[use]) std::abort();  // a megabyte
+    }
+  }
+  return static_cast<T*>(kept.data[use]);
+}
 
 template <class T>
 T* member(const Matrices& t, long m) {
@@ -282,15 +300,10 @@ void typed(const Matrices& t, const Work& work) {
   else work(static_cast<bf16*>(t.data));
 }
 
-// `work(member, part)` for all members and parts.
+// `work(member, part)` for all members and parts, shared among the team that runs this; it goes on when all is done.
 template <class Work>
 void everywhere(const Chain& c, long parts, const Work& work) {
-  if (c.threads == 1) {  // not even a team of one
-    for (long m = 0; m < c.members; m++)
-      for (long part = 0; part < parts; part++) work(m, part);
-    return;
-  }
-#pragma omp parallel for collapse(2) num_threads(c.threads)
+#pragma omp for collapse(2) schedule(static)
   for (long m = 0; m < c.members; m++)
     for (long part = 0; part < parts; part++) work(m, part);
 }
@@ -325,7 +338,7 @@ Matrices in_pairs(const Chain& c, const Matrices& x, long inputs) {
                         reinterpret_cast<uintptr_t>(x.data) % 4 == 0;
   if (as_it_is) return {x.data, x.member / 2, x.row / 2, 0};
   const long pairs = (inputs + 1) / 2;
-  bf16* copy = scratch<bf16>(COPY, c.members * c.rows * 2 * pairs);
+  bf16* copy = scratch<bf16>(c, COPY, c.members * c.rows * 2 * pairs);
   typed(x, [&](auto* data) {
     everywhere(c, c.rows, [&](long m, long i) {
       for (long k = 0; k < 2 * pairs; k += 16) {
@@ -341,7 +354,7 @@ template <Kind kind>
 void layer(const Chain& c, const Layer& l, const Matrices& x, long inputs, bf16* z, bf16* h) {
   const long pairs = (inputs + 1) / 2, across = panels_of(l.outputs), size = pairs * WIDTH;
   const Matrices rows = in_pairs(c, x, inputs);
-  int32_t* panels = scratch<int32_t>(PANELS, c.members * across * size);
+  int32_t* panels = scratch<int32_t>(c, PANELS, c.members * across * size);
   everywhere(c, across, [&](long m, long p) {
     panel_of_transposed(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH, panels + (m * across + p) * size);
   });
@@ -373,6 +386,36 @@ void dots(const bf16* h, const float* w, long stride, long inputs, const float* 
   for (int n = 0; n < N; n++) out[n] = _mm512_reduce_add_ps(sums[n]) + offset[n];
 }
 
+// Mean and reciprocal deviation of n numbers.
+std::pair<float, float> moments(const bf16* z, long n) {
+  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+  for (long k = 0; k < n; k += 16) sum = _mm512_add_ps(sum, load(z + k, first(n - k)));
+  const float mean = _mm512_reduce_add_ps(sum) / n;
+  for (long k = 0; k < n; k += 16) {
+    const __m512 d = _mm512_maskz_sub_ps(first(n - k), load(z + k, first(n - k)), constant(mean));
+    squares = _mm512_fmadd_ps(d, d, squares);
+  }
+  return {mean, 1 / std::sqrt(_mm512_reduce_add_ps(squares) / n + EPSILON)};
+}
+
+// h = act(normalised z * scale + shift), and the same once more in `kept` unless it is null.
+template <Kind kind>
+void normalise(const Chain& c, const Layer& l, const bf16* z, bf16* kept, bf16* h) {
+  const long n = l.outputs;
+  everywhere(c, c.rows, [&](long m, long i) {
+    const long row = (m * c.rows + i) * n;
+    const auto [mean, factor] = moments(z + row, n);
+    for (long k = 0; k < n; k += 16) {
+      const __mmask16 mask = first(n - k);
+      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row + k, mask), constant(mean)), constant(factor));
+      const __m512 a = _mm512_fmadd_ps(normal, load(l.scale + m * l.scale_member + k, mask), load(l.shift + m * l.shift_member + k, mask));
+      const __m512 out = activated<kind>(a);
+      store(h + row + k, mask, out);
+      if (kept) store(kept + row + k, mask, out);
+    }
+  });
+}
+
 // out = h W^T + c in float32.
 void last_layer(const Chain& c, const Layer& l, const bf16* h, long inputs, float* out) {
   everywhere(c, c.rows, [&](long m, long i) {
@@ -394,8 +437,15 @@ void forward(const Chain& c, bf16* z, void* out) {
     const Layer& l = c.layers[i];
     const long size = c.members * c.rows * l.outputs;
     const bool ends = i + 1 == c.count;
-    bf16* h = ends ? static_cast<bf16*>(out) : scratch<bf16>(i % 2 ? HIDDEN : OTHER_HIDDEN, size);
-    layer<kind>(c, l, x, inputs, z, h);
+    bf16* h = ends ? static_cast<bf16*>(out) : scratch<bf16>(c, i % 2 ? HIDDEN : OTHER_HIDDEN, size);
+    if (l.scale) {
+      bf16 *argument = z ? z : scratch<bf16>(c, ARGUMENT, size), *kept = z ? z + size : nullptr;
+      layer<IDENTITY>(c, l, x, inputs, nullptr, argument);
+      normalise<kind>(c, l, argument, kept, h);
+      if (z) z += size;
+    } else {
+      layer<kind>(c, l, x, inputs, z, h);
+    }
     if (z) z += size;
     x = contiguous(h, c.rows, l.outputs), inputs = l.outputs;
   }
@@ -484,7 +534,7 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
   }
   if (!l.weight_gradient && !(l.offset_gradient && summed)) return;
   const long pairs = (c.rows + 1) / 2, across = rounded_up(l.outputs, 16), size = pairs * WIDTH;
-  int32_t* left = scratch<int32_t>(LEFT, c.members * pairs * across);
+  int32_t* left = scratch<int32_t>(c, LEFT, c.members * pairs * across);
   float* sums = summed ? static_cast<float*>(l.offset_gradient) : nullptr;
   everywhere(c, across / 16, [&](long m, long part) {
     pairs_of_rows<IDENTITY>(gz + m * c.rows * width, width, c.rows, l.outputs, 16 * part, 16, left + m * pairs * across + 16 * part,
@@ -492,7 +542,7 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
   });
   if (!l.weight_gradient) return;
   const long panels_across = panels_of(inputs);
-  int32_t* panels = scratch<int32_t>(PANELS, c.members * panels_across * size);
+  int32_t* panels = scratch<int32_t>(c, PANELS, c.members * panels_across * size);
   typed(x, [&](auto* data) {
     everywhere(c, panels_across, [&](long m, long p) {
       pairs_of_rows<kind>(data + m * x.member, x.row, c.rows, inputs, p * WIDTH, WIDTH, panels + (m * panels_across + p) * size, WIDTH);
@@ -505,7 +555,7 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
 template <Kind kind, class X>
 void input_gradient(const Chain& c, const Layer& l, long inputs, const bf16* gz, long width, const bf16* z, X* gx, long gx_width) {
   const long pairs = width / 2, across = panels_of(inputs), size = pairs * WIDTH;
-  int32_t* panels = scratch<int32_t>(PANELS, c.members * across * size);
+  int32_t* panels = scratch<int32_t>(c, PANELS, c.members * across * size);
   everywhere(c, across, [&](long m, long p) {
     pairs_of_rows<IDENTITY>(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH, WIDTH, panels + (m * across + p) * size, WIDTH);
   });
@@ -522,39 +572,117 @@ void input_gradient(const Chain& c, const Layer& l, long inputs, const bf16* gz,
            });
 }
 
+// Gradients by the first layer's weight and offset, and by x unless it is null.
+void first_gradients(const Chain& c, const bf16* gz, long width, void* gx) {
+  const Layer& l = c.layers[0];
+  own_gradients<IDENTITY>(c, l, c.x, c.inputs, gz, width);
+  if (!gx) return;
+  if (c.x.is_float) input_gradient<IDENTITY>(c, l, c.inputs, gz, width, nullptr, static_cast<float*>(gx), c.inputs);
+  else input_gradient<IDENTITY>(c, l, c.inputs, gz, width, nullptr, static_cast<bf16*>(gx), c.inputs);
+}
+
+// The gradient by h [members, rows, width] becomes, in its place, that by z before the normalisation; and the gradients
+// by scale and shift.
+template <Kind kind>
+void through_normalisation(const Chain& c, const Layer& l, const bf16* z, bf16* g, long width) {
+  const long n = l.outputs;
+  float* known = scratch<float>(c, ARGUMENT, 2 * c.members * c.rows);  // of each row: mean and reciprocal deviation
+  everywhere(c, c.rows, [&](long m, long i) {
+    const auto [mean, factor] = moments(z + (m * c.rows + i) * n, n);
+    known[2 * (m * c.rows + i)] = mean, known[2 * (m * c.rows + i) + 1] = factor;
+  });
+  everywhere(c, (n + 15) / 16, [&](long m, long part) {
+    const long k = 16 * part;
+    const __mmask16 mask = first(n - k);
+    const __m512 scale = load(l.scale + m * l.scale_member + k, mask), shift = load(l.shift + m * l.shift_member + k, mask);
+    __m512 by_scale = _mm512_setzero_ps(), by_shift = _mm512_setzero_ps();
+    for (long row = m * c.rows; row < (m + 1) * c.rows; row++) {
+      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row * n + k, mask), constant(known[2 * row])), constant(known[2 * row + 1]));
+      const __m512 slope = _mm512_mul_ps(load(g + row * width + k, mask), slope_of<kind>(_mm512_fmadd_ps(normal, scale, shift)));
+      by_shift = _mm512_add_ps(by_shift, slope), by_scale = _mm512_fmadd_ps(slope, normal, by_scale);
+      store(g + row * width + k, mask, _mm512_mul_ps(slope, scale));
+    }
+    if (l.scale_gradient) store(l.scale_gradient + m * n + k, mask, by_scale);
+    if (l.shift_gradient) store(l.shift_gradient + m * n + k, mask, by_shift);
+  });
+  everywhere(c, c.rows, [&](long m, long i) {
+    const long row = m * c.rows + i;
+    const __m512 mean = constant(known[2 * row]), factor = constant(known[2 * row + 1]);
+    __m512 sum = _mm512_setzero_ps(), along = _mm512_setzero_ps();
+    for (long k = 0; k < n; k += 16) {
+      const __mmask16 mask = first(n - k);
+      const __m512 slope = load(g + row * width + k, mask), d = _mm512_sub_ps(load(z + row * n + k, mask), mean);
+      sum = _mm512_add_ps(sum, slope), along = _mm512_fmadd_ps(slope, _mm512_mul_ps(d, factor), along);
+    }
+    const __m512 average = constant(_mm512_reduce_add_ps(sum) / n), part = constant(_mm512_reduce_add_ps(along) / n);
+    for (long k = 0; k < n; k += 16) {
+      const __mmask16 mask = first(n - k);
+      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row * n + k, mask), mean), factor);
+      const __m512 across = _mm512_sub_ps(load(g + row * width + k, mask), average);
+      store(g + row * width + k, mask, _mm512_mul_ps(_mm512_fnmadd_ps(normal, part, across), factor));
+    }
+  });
+}
+
+// `backward` where layers are normalised: z and h of each stand side by side.
+template <Kind kind>
+void backward_normalised(const Chain& c, const Matrices& g, const bf16* kept, void* gx) {
+  const long hidden = c.count - c.head;
+  for (long i = 0; i < hidden; i++) kept += 2 * c.members * c.rows * c.layers[i].outputs;
+  long width = rounded_up(c.layers[hidden - 1].outputs, 2);
+  const long last = c.members * c.rows * c.layers[hidden - 1].outputs;
+  bf16* slopes = scratch<bf16>(c, HIDDEN, c.members * c.rows * width);
+  if (c.head) last_gradients<IDENTITY>(c, c.layers[hidden], g, kept - last, c.layers[hidden - 1].outputs, slopes, width);
+  else through_activation<IDENTITY>(c, c.layers[hidden - 1], g, nullptr, slopes, width);
+  for (long i = hidden - 1; i >= 0; i--) {
+    const Layer& l = c.layers[i];
+    kept -= 2 * c.members * c.rows * l.outputs;
+    through_normalisation<kind>(c, l, kept, slopes, width);
+    if (i == 0) return first_gradients(c, slopes, width, gx);
+    const long inputs = c.layers[i - 1].outputs, next = rounded_up(inputs, 2);
+    bf16* h = const_cast<bf16*>(kept) - c.members * c.rows * inputs;
+    own_gradients<IDENTITY>(c, l, contiguous(h, c.rows, inputs), inputs, slopes, width);
+    bf16* before = scratch<bf16>(c, (hidden - i) % 2 ? OTHER_HIDDEN : HIDDEN, c.members * c.rows * next);
+    input_gradient<IDENTITY>(c, l, inputs, slopes, width, nullptr, before, next);
+    slopes = before, width = next;
+  }
+}
+
 template <Kind kind>
 void backward(const Chain& c, const Matrices& g, const bf16* z, void* gx) {
+  if (c.layers[0].scale) return backward_normalised<kind>(c, g, z, gx);
   const long hidden = c.count - c.head;
   const bf16* argument = z;  // of layer i's activation
   for (long i = 0; i + 1 < hidden; i++) argument += c.members * c.rows * c.layers[i].outputs;
   long width = rounded_up(c.layers[hidden - 1].outputs, 2);
-  bf16* gz = scratch<bf16>(HIDDEN, c.members * c.rows * width);
+  bf16* gz = scratch<bf16>(c, HIDDEN, c.members * c.rows * width);
   if (c.head) last_gradients<kind>(c, c.layers[hidden], g, argument, c.layers[hidden - 1].outputs, gz, width);
   else through_activation<kind>(c, c.layers[hidden - 1], g, argument, gz, width);
   for (long i = hidden - 1; i >= 0; i--) {
     const Layer& l = c.layers[i];
-    if (i == 0) {
-      own_gradients<IDENTITY>(c, l, c.x, c.inputs, gz, width);
-      if (gx && c.x.is_float) input_gradient<kind>(c, l, c.inputs, gz, width, nullptr, static_cast<float*>(gx), c.inputs);
-      if (gx && !c.x.is_float) input_gradient<kind>(c, l, c.inputs, gz, width, nullptr, static_cast<bf16*>(gx), c.inputs);
-      return;
-    }
+    if (i == 0) return first_gradients(c, gz, width, gx);
     const long inputs = c.layers[i - 1].outputs, next = rounded_up(inputs, 2);
     argument -= c.members * c.rows * inputs;
     own_gradients<kind>(c, l, contiguous(const_cast<bf16*>(argument), c.rows, inputs), inputs, gz, width);
-    bf16* before = scratch<bf16>((hidden - i) % 2 ? OTHER_HIDDEN : HIDDEN, c.members * c.rows * next);
+    bf16* before = scratch<bf16>(c, (hidden - i) % 2 ? OTHER_HIDDEN : HIDDEN, c.members * c.rows * next);
     input_gradient<kind>(c, l, inputs, gz, width, argument, before, next);
     gz = before, width = next;
   }
 }
 
+// `run` by each thread of a team, with the kind as a constant. All threads take the same way through it.
 template <class Run>
-void of_kind(long kind, const Run& run) {
+void together(const Chain& c, long kind, const Run& run) {
+  auto team = [&](auto constant_kind) {
+    if (c.threads == 1) return run(constant_kind);  // a team of one would cost more than a small chain
+#pragma omp parallel num_threads(c.threads)
+    run(constant_kind);
+  };
   switch (kind) {
-    case IDENTITY: return run(std::integral_constant<Kind, IDENTITY>());
-    case RELU: return run(std::integral_constant<Kind, RELU>());
-    case MISH: return run(std::integral_constant<Kind, MISH>());
-    case SWISH: return run(std::integral_constant<Kind, SWISH>());
+    case IDENTITY: return team(std::integral_constant<Kind, IDENTITY>());
+    case RELU: return team(std::integral_constant<Kind, RELU>());
+    case MISH: return team(std::integral_constant<Kind, MISH>());
+    case SWISH: return team(std::integral_constant<Kind, SWISH>());
   }
   TORCH_CHECK(false, "no kind of layer has the number ", kind);
 }
@@ -566,9 +694,9 @@ using Tensors = std::vector<Tensor>;
 
 // Columns side by side.
 Tensor rowwise(const Tensor& t) {
-  TORCH_CHECK(t.dim() == 3, "layers have three axes, not ", t.dim());
+  TORCH_CHECK(t.dim() > 1, "layers have no tensor with ", t.dim(), " axes");
   TORCH_CHECK(t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16, "layers are float32 or bfloat16, not ", t.dtype());
-  return t.stride(2) == 1 ? t : t.contiguous();
+  return t.stride(-1) == 1 ? t : t.contiguous();
 }
 
 Tensors rowwise(at::TensorList given) {
@@ -577,41 +705,56 @@ Tensors rowwise(at::TensorList given) {
   return all;
 }
 
-Matrices matrices(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.scalar_type() == at::kFloat}; }
+Matrices matrices(const Tensor& t) {
+  TORCH_CHECK(t.dim() == 3, "layers have three axes, not ", t.dim());
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.scalar_type() == at::kFloat};
+}
 
-// The tensors must outlive it.
-Chain described(const Tensor& x, const Tensors& weights, const Tensors& offsets, bool head) {
-  Chain c{x.size(0), x.size(1), x.size(2), long(weights.size()), at::get_num_threads(), head, matrices(x), {}};
-  for (size_t i = 0; i < weights.size(); i++) {
-    const long inputs = i ? weights[i - 1].size(1) : c.inputs;
-    TORCH_CHECK(weights[i].size(2) == inputs && offsets[i].size(2) == weights[i].size(1), "layer ", i, " does not fit");
-    Layer l{weights[i].size(1), matrices(weights[i]), matrices(offsets[i])};
-    if (offsets[i].size(1) == 1) l.offset.row = 0;
+// parameters: weights, offsets, and perhaps scale and shift of each hidden layer's normalisation. They must outlive it.
+Chain described(const Tensor& x, const Tensors& parameters, long count, bool head) {
+  const size_t norms = parameters.size() - 2 * count;
+  TORCH_CHECK(count > head && (norms == 0 || norms == 2 * size_t(count - head)), "so many parameters do not fit");
+  Chain c{x.size(0), x.size(1), x.size(2), count, 1, head, matrices(x), &of_this_thread(), {}};
+  long products = 0;
+  for (long i = 0; i < count; i++) {
+    const Tensor &weight = parameters[i], &offset = parameters[count + i];
+    TORCH_CHECK(weight.size(2) == (i ? parameters[i - 1].size(1) : c.inputs), "the weight of layer ", i, " does not fit");
+    TORCH_CHECK(offset.size(2) == weight.size(1), "the offset of layer ", i, " does not fit");
+    products += weight.numel() * c.rows;
+    Layer l{weight.size(1), matrices(weight), matrices(offset)};
+    if (offset.size(1) == 1) l.offset.row = 0;
+    if (norms && i < count - head) {
+      const Tensor &scale = parameters[2 * count + 2 * i], &shift = parameters[2 * count + 2 * i + 1];
+      l.scale = scale.const_data_ptr<float>(), l.scale_member = scale.stride(0);
+      l.shift = shift.const_data_ptr<float>(), l.shift_member = shift.stride(0);
+    }
     c.layers.push_back(l);
   }
+  if (products > WORTH_A_TEAM) c.threads = at::get_num_threads();
   return c;
 }
 
-// What the last layer gives, bfloat16 or with a head float; and, if it is to be kept, what all activations take.
-std::tuple<Tensor, Tensor> chain(const Tensor& x_, at::TensorList weights_, at::TensorList offsets_, int64_t kind, bool head, bool keep) {
+// What the last layer gives, bfloat16 or with a head float; and, where it is to be kept, what `chain_gradient` needs.
+std::tuple<Tensor, Tensor> chain(const Tensor& x_, at::TensorList parameters_, int64_t count, int64_t kind, bool head, bool keep) {
   const Tensor x = rowwise(x_);
-  const Tensors weights = rowwise(weights_), offsets = rowwise(offsets_);
-  const Chain c = described(x, weights, offsets, head);
+  const Tensors parameters = rowwise(parameters_);
+  const Chain c = described(x, parameters, count, head);
+  const bool normalised = c.layers[0].scale;
   long kept = 0;
-  if (keep && (kind != IDENTITY || c.count > 1))
-    for (long i = 0; i < c.count - head; i++) kept += c.members * c.rows * c.layers[i].outputs;
+  if (keep && (kind != IDENTITY || count > 1 || normalised))
+    for (long i = 0; i < count - head; i++) kept += (1 + normalised) * c.members * c.rows * c.layers[i].outputs;
   Tensor out = at::empty({c.members, c.rows, c.layers.back().outputs}, x.options().dtype(head ? at::kFloat : at::kBFloat16));
   Tensor z = at::empty({kept}, x.options().dtype(at::kBFloat16));
-  of_kind(kind, [&](auto k) { forward<k()>(c, kept ? static_cast<bf16*>(z.data_ptr()) : nullptr, out.data_ptr()); });
+  together(c, kind, [&](auto k) { forward<k()>(c, kept ? static_cast<bf16*>(z.data_ptr()) : nullptr, out.data_ptr()); });
   return {out, z};
 }
 
-// Gradients by x, the weights and the offsets; without elements where they are not wanted. g: the gradient by `chain`'s.
-Tensors chain_gradient(const Tensor& g_, const Tensor& z, const Tensor& x_, at::TensorList weights_, at::TensorList offsets_,
-                       int64_t kind, bool head, at::IntArrayRef wanted) {
+// Gradients by x and the parameters, without elements where they are not wanted; g: that by what `chain` gave.
+Tensors chain_gradient(const Tensor& g_, const Tensor& z, const Tensor& x_, at::TensorList parameters_, int64_t count, int64_t kind,
+                       bool head, at::IntArrayRef wanted) {
   const Tensor x = rowwise(x_), g = rowwise(g_);
-  const Tensors weights = rowwise(weights_), offsets = rowwise(offsets_);
-  Chain c = described(x, weights, offsets, head);
+  const Tensors parameters = rowwise(parameters_);
+  Chain c = described(x, parameters, count, head);
   Tensors found;
   auto room = [&](const Tensor& like) {
     const bool asked = wanted[found.size()];
@@ -619,13 +762,18 @@ Tensors chain_gradient(const Tensor& g_, const Tensor& z, const Tensor& x_, at::
     return asked ? found.back().data_ptr() : nullptr;
   };
   void* gx = room(x);
-  for (long i = 0; i < c.count; i++) c.layers[i].weight_gradient = room(weights[i]);
-  for (long i = 0; i < c.count; i++) c.layers[i].offset_gradient = room(offsets[i]);
-  of_kind(kind, [&](auto k) { backward<k()>(c, matrices(g), static_cast<const bf16*>(z.data_ptr()), gx); });
+  for (long i = 0; i < count; i++) c.layers[i].weight_gradient = room(parameters[i]);
+  for (long i = 0; i < count; i++) c.layers[i].offset_gradient = room(parameters[count + i]);
+  for (size_t i = 2 * count; i < parameters.size(); i += 2) {
+    Layer& l = c.layers[(i - 2 * count) / 2];
+    l.scale_gradient = static_cast<float*>(room(parameters[i]));
+    l.shift_gradient = static_cast<float*>(room(parameters[i + 1]));
+  }
+  together(c, kind, [&](auto k) { backward<k()>(c, matrices(g), static_cast<const bf16*>(z.data_ptr()), gx); });
   return found;
 }
 
-#define GIVEN "Tensor x, Tensor[] weights, Tensor[] offsets, int kind, bool head"
+#define GIVEN "Tensor x, Tensor[] parameters, int count, int kind, bool head"
 
 TORCH_LIBRARY(diffcps, library) {
   library.def("chain(" GIVEN ", bool keep) -> (Tensor, Tensor)");

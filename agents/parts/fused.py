@@ -108,59 +108,53 @@ def _existing(folder: Path) -> Path:
 
 
 def _outputs(
-    x: Tensor, weights: list[Tensor], offsets: list[Tensor], kind: int, head: bool, keep: bool
+    x: Tensor, parameters: list[Tensor], count: int, kind: int, head: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Tensors like those that `chain` of fused.cpp gives."""
-    rows = x.shape[0] * x.shape[1]
-    kept = rows * sum(weight.shape[1] for weight in weights[: len(weights) - head])
-    out = x.new_empty(*x.shape[:2], weights[-1].shape[1], dtype=torch.float32 if head else torch.bfloat16)
-    return out, x.new_empty(kept if keep and (kind or len(weights) > 1) else 0, dtype=torch.bfloat16)
+    normalised = len(parameters) > 2 * count
+    kept = (1 + normalised) * x.shape[0] * x.shape[1] * sum(weight.shape[1] for weight in parameters[: count - head])
+    out = x.new_empty(*x.shape[:2], parameters[count - 1].shape[1], dtype=torch.float32 if head else torch.bfloat16)
+    return out, x.new_empty(kept if keep and (kind or count > 1 or normalised) else 0, dtype=torch.bfloat16)
 
 
 def _gradients(
-    g: Tensor,
-    z: Tensor,
-    x: Tensor,
-    weights: list[Tensor],
-    offsets: list[Tensor],
-    kind: int,
-    head: bool,
-    wanted: list[int],
+    g: Tensor, z: Tensor, x: Tensor, parameters: list[Tensor], count: int, kind: int, head: bool, wanted: list[int]
 ) -> list[Tensor]:
     """Tensors like those that `chain_gradient` of fused.cpp gives."""
-    given = zip((x, *weights, *offsets), wanted, strict=True)
-    return [t.new_empty(t.shape if asked else (0,)) for t, asked in given]
+    return [t.new_empty(t.shape if asked else (0,)) for t, asked in zip((x, *parameters), wanted, strict=True)]
 
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kind: int, head: bool, x: Tensor, *parameters: Tensor) -> Tensor:
-        weights, offsets = list(parameters[::2]), list(parameters[1::2])
-        out, z = torch.ops.diffcps.chain(x, weights, offsets, kind, head, True)
-        ctx.save_for_backward(z, x, *weights, *offsets)
-        ctx.kind, ctx.head = kind, head
+    def forward(ctx: Any, count: int, kind: int, head: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+        out, z = torch.ops.diffcps.chain(x, list(parameters), count, kind, head, True)
+        ctx.save_for_backward(z, x, *parameters)
+        ctx.plain = count, kind, head
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, x, *parameters = ctx.saved_tensors
-        count = len(parameters) // 2
-        asked = ctx.needs_input_grad[2:]
-        wanted = [int(a) for a in (asked[0], *asked[1::2], *asked[2::2])]
-        given = (grad, z, x, parameters[:count], parameters[count:], ctx.kind, ctx.head)
-        slopes = torch.ops.diffcps.chain_gradient(*given, wanted)
-        by_x, *found = (slope if asked else None for slope, asked in zip(slopes, wanted, strict=True))
-        return (None, None, by_x, *(slope for pair in zip(found[:count], found[count:], strict=True) for slope in pair))
+        wanted = [int(asked) for asked in ctx.needs_input_grad[3:]]
+        found = torch.ops.diffcps.chain_gradient(grad, z, x, parameters, *ctx.plain, wanted)
+        return (None, None, None, *(slope if asked else None for slope, asked in zip(found, wanted, strict=True)))
 
 
-def chain(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], kind: str, head: bool = False) -> Tensor:
+def chain(
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    kind: str,
+    head: bool = False,
+    norms: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """act(... act(x W^T + c) ...) in bfloat16: x [M, B, in], each layer W [M, out, in] and c [M, B or 1, out].
 
     kind: the activation, of `KINDS`. head: the last layer has no activation, and is float32 like what it gives, else
-    bfloat16 [M, B, out]. Sums are float32; the gradients of the float32 weights and offsets, too.
+    bfloat16 [M, B, out]. norms: scale and shift [M, out] of a layer normalisation before each activation. Sums are
+    float32; the gradients of the float32 parameters, too.
     """
-    parameters = [t for layer in layers for t in layer]
+    pairs = [t for norm in norms for t in norm]
+    parameters = [weight for weight, _ in layers] + [offset for _, offset in layers] + pairs
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
-        return _Differentiable.apply(KINDS[kind], head, x, *parameters)
-    weights, offsets = parameters[::2], parameters[1::2]
-    return torch.ops.diffcps.chain(x, weights, offsets, KINDS[kind], head, False)[0]
+        return _Differentiable.apply(len(layers), KINDS[kind], head, x, *parameters)
+    return torch.ops.diffcps.chain(x, parameters, len(layers), KINDS[kind], head, False)[0]

@@ -76,21 +76,25 @@ def layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Te
     return hidden(x, [(weight, bias.unsqueeze(1))], activation)
 
 
-def hidden(x: Tensor, layers: Layers, activation: Activation) -> Tensor:
-    """Layers with the activation after each: x [M, B, in] -> [M, B, out]."""
+def hidden(x: Tensor, layers: Layers, activation: Activation, norms: Layers = ()) -> Tensor:
+    """Layers with the activation after each: x [M, B, in] -> [M, B, out].
+
+    norms: scale and shift [M, out] of a layer normalisation before each activation.
+    """
     if fused.applies(x) and activation in FUSED:
-        return fused.chain(x, layers, FUSED[activation])
-    for weight, offset in layers:
-        x = activation(added(offset, x, weight))
+        return fused.chain(x, layers, FUSED[activation], norms=norms)
+    for i, (weight, offset) in enumerate(layers):
+        x = added(offset, x, weight)
+        x = activation(layer_norm(x, *norms[i]) if norms else x)
     return x
 
 
-def chain(x: Tensor, layers: Layers, activation: Activation) -> Tensor:
+def chain(x: Tensor, layers: Layers, activation: Activation, norms: Layers = ()) -> Tensor:
     """`hidden` layers and, at the end, a `head`: x [M, B, in] -> [M, B, out]."""
     if fused.applies(x) and activation in FUSED and layers[-1][0].shape[1] <= fused.MOST_LAST:
-        return fused.chain(x, layers, FUSED[activation], head=True)
+        return fused.chain(x, layers, FUSED[activation], head=True, norms=norms)
     weight, offset = layers[-1]
-    return head(hidden(x, layers[:-1], activation), weight, offset.squeeze(1))
+    return head(hidden(x, layers[:-1], activation, norms), weight, offset.squeeze(1))
 
 
 def head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

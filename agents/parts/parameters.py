@@ -86,7 +86,8 @@ def gradients(loss: Tensor, kinds: Sequence[Parameters]) -> list[Tensor]:
 
     Members are independent, so the sum mixes nothing.
     """
-    flat = iter(torch.autograd.grad(loss.sum(), [t for p in kinds for t in p.tensors.values()]))
+    leaves = [t for p in kinds for t in p.tensors.values()]
+    flat = iter(torch.autograd.grad(loss, leaves, grad_outputs=torch.ones_like(loss)))
     return [torch.cat([next(flat).reshape(p.members, -1) for _ in p.tensors], dim=1) for p in kinds]
 
 

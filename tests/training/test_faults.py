@@ -92,7 +92,7 @@ def test_every_number_that_is_not_finite_is_found(where: str, value: float) -> N
     if where == "parameter":
         spoil(agent, 1, value)
     elif where == "moment":
-        agent.optimizers["critic"]._adam.state[agent.optimizers["critic"].flat]["exp_avg"].view(2, -1)[1, 5] = value
+        agent.optimizers["critic"].mean.view(2, -1)[1, 5] = value
     else:
         means["critic_loss"][1] = value
     with pytest.warns(UserWarning, match="seed 7, step 0: stopped: not finite: "):
