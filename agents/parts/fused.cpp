@@ -77,7 +77,7 @@ __m512 activated(__m512 z) {
     return _mm512_mul_ps(z, _mm512_mul_ps(n, _mm512_rcp14_ps(_mm512_add_ps(n, constant(2)))));
   }
   if constexpr (kind == SWISH) {
-    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(z, constant(-80))));
+    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(z, constant(-1e4f))));
     return _mm512_mul_ps(z, _mm512_rcp14_ps(_mm512_add_ps(e, constant(1))));
   }
   return z;
@@ -89,13 +89,13 @@ __m512 slope_of(__m512 z) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NLE_UQ), constant(1));
   }
   if constexpr (kind == MISH) {
-    __m512 e = exponential(_mm512_min_ps(z, constant(20)));
+    __m512 low = _mm512_min_ps(constant(20), z), e = exponential(low);  // in this order a NaN stays
     __m512 n = _mm512_fmadd_ps(e, e, _mm512_add_ps(e, e)), inverse = _mm512_rcp14_ps(_mm512_add_ps(n, constant(2)));
-    __m512 d = _mm512_mul_ps(_mm512_mul_ps(constant(4), z), _mm512_mul_ps(_mm512_fmadd_ps(e, e, e), inverse));
-    return _mm512_mul_ps(_mm512_add_ps(n, d), inverse);
+    __m512 d = _mm512_mul_ps(_mm512_mul_ps(_mm512_fmadd_ps(e, e, e), inverse), _mm512_mul_ps(inverse, constant(4)));
+    return _mm512_fmadd_ps(low, d, _mm512_mul_ps(n, inverse));
   }
   if constexpr (kind == SWISH) {
-    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(z, constant(-80))));
+    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(z, constant(-1e4f))));
     __m512 s = _mm512_rcp14_ps(_mm512_add_ps(e, constant(1)));
     return _mm512_fmadd_ps(_mm512_mul_ps(z, s), _mm512_sub_ps(constant(1), s), s);
   }

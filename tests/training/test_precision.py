@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperparameters
 from agents import AGENTS
-from agents.parts import precision
+from agents.parts import fused, precision
 from tests.training.making import make_runner, parameters
 from utils.seeding import torch_generators
 from utils.training.runner import Runner
 
 # Of the gradient of one update from the float32 gradient, relative to its length. The greatest is TD3+BC's: 0.06.
 GRADIENT, LOSS = 0.1, 0.02
+
+
+@pytest.fixture(params=["PyTorch's layers", "fused layers"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose layers multiply in bfloat16."""
+    fused.prepare()
+    if request.param == "PyTorch's layers":
+        monkeypatch.setattr(fused, "prepare", lambda: None)
+        monkeypatch.setattr(fused, "ready", False)
+    elif not fused.ready:
+        pytest.skip("no AVX512-BF16, or no C++ compiler")
 
 
 def at_step(algo: str, precision: str, training: bool) -> Runner:
@@ -44,6 +56,7 @@ def one_update(run: Runner, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, 
     return slopes, run.metrics()
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_an_update_in_bfloat16_is_near_the_one_in_float32(
@@ -61,19 +74,23 @@ def test_an_update_in_bfloat16_is_near_the_one_in_float32(
         torch.testing.assert_close(near_losses[name], losses[name], rtol=LOSS, atol=LOSS, msg=name)
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_what_is_made_of_a_networks_output_is_float32(algo: str, training: bool) -> None:
     """Products are bfloat16, sums, means, extremes and exponents of a loss are not."""
     reductions = {"sum", "mean", "amin", "amax", "logsumexp", "_softmax", "_log_softmax", "norm", "exp", "log"}
-    products = {"bmm", "baddbmm"}
+    products = {"bmm", "baddbmm", "chain"}
     seen: list[tuple[str, torch.dtype]] = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = function.__name__.split(".")[0]
             seen.extend((name, x.dtype) for x in args if isinstance(x, torch.Tensor) and x.is_floating_point())
-            return function(*args, **(kwargs or {}))
+            made = function(*args, **(kwargs or {}))
+            if name == "chain":  # of float32 weights, and with a head float32: bfloat16 is what is kept inside
+                seen.append((name, made[1].dtype))
+            return made
 
     run = at_step(algo, "bfloat16", training)
     run._refill()
@@ -141,13 +158,18 @@ def test_precisions_that_a_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_cpu_without_bfloat16_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[bool] = []
+    read = fused.processor.__wrapped__
+    monkeypatch.setattr(fused, "prepare", lambda: prepared.append(True))
     for flags, fast in (("fpu avx512f avx512_bf16", True), ("fp asimd bf16", True), ("fpu avx2", False)):
         (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
-        assert precision.fast_on_cpu(tmp_path / "cpuinfo") is fast
-    assert precision.fast_on_cpu(tmp_path / "none") is False
-    monkeypatch.setattr(precision, "fast_on_cpu", lambda: False)
-    with pytest.warns(UserWarning, match="has no bfloat16 products"):
-        precision.check("bfloat16", torch.device("cpu"))
+        named = read(tmp_path / "cpuinfo")
+        monkeypatch.setattr(fused, "processor", lambda named=named: named)
+        with warnings.catch_warnings() if fast else pytest.warns(UserWarning, match="has no bfloat16 products"):
+            warnings.simplefilter("error" if fast else "always")
+            precision.check("bfloat16", torch.device("cpu"))
+    assert len(prepared) == 2
+    assert read(tmp_path / "none") == frozenset()
 
 
 def test_tf32_is_on_during_an_update_and_never_for_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
