@@ -42,13 +42,14 @@ def kind(event: Any) -> str:
     """What the time of a profiler's event belongs to."""
     if event.name in PRODUCTS:
         return "matrix products"
+    if event.name.startswith("diffcps::"):
+        return "fused layers: products and what surrounds them"
     way, at = [event.name], event.cpu_parent
     while at is not None:
         way.append(at.name)
         at = at.cpu_parent
     if event.name == "<built-in function kernel>":  # what torch.compile makes of the rest
         return "compiled: Mish, sums, casts"
-    if event.name.startswith("diffcps::"): return "layers"
     if not event.name.startswith("aten::") or event.name.removeprefix("aten::") in FREE:
         return PYTHON
     found = next((part for place, part in PLACES.items() if any(place in name for name in way)), None)

@@ -112,7 +112,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     agent = AGENTS[options.algo](*sizes, config, seeds, device, options.precision)
     table = dataset.batches_to(device, agent.windows)
     agent.observe(table)
-    flops = flops_per_step(agent, *one_batch(agent, table, config.batch_size, seeds, device))
+    counted = AGENTS[options.algo](*sizes, config, seeds, device)  # float32: fused layers would hide their products
+    counted.observe(table)
+    flops = flops_per_step(counted, *one_batch(counted, table, config.batch_size, seeds, device))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()

@@ -1,8 +1,8 @@
 """A chain of layers, act(x W^T + c), as one operation in bfloat16 on a CPU; fused.cpp computes it.
 
-PyTorch's own products of 256 x 256 run at the processor's full rate, too, but each costs a call, and casts, bias,
-activation and its derivative pass through memory between them. The library is compiled when it is first wanted, which
-takes seconds, and kept in ~/.cache/diffcps.
+PyTorch's own products of 256 x 256 run at the processor's full rate, too, but each costs a call, and casts, offsets,
+activations and their derivatives pass through memory between them. The library is compiled when it is first wanted,
+which takes half a minute, and kept in ~/.cache/diffcps.
 """
 
 from __future__ import annotations
