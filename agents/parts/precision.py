@@ -48,13 +48,14 @@ def check(precision: str, device: torch.device) -> None:
 def bfloat16(loss: Callable[P, R], device: torch.device) -> Callable[P, R]:
     """`loss` with bfloat16 products and activations; its gradient's are then, too."""
 
-    @functools.wraps(loss)
     def mixed(*args: P.args, **kwargs: P.kwargs) -> R:
         # No cache: within a captured graph, weights that were cast once would never be cast again.
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             return loss(*args, **kwargs)
 
-    return mixed
+    # torch.compile looks up by the code object what it compiled: each loss has one of its own.
+    mixed.__code__ = mixed.__code__.replace()
+    return functools.wraps(loss)(mixed)
 
 
 def updating(precision: str) -> AbstractContextManager[object]:
