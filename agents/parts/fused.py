@@ -76,7 +76,7 @@ def _loaded() -> bool:
 def _compiled() -> Path:
     """The library's file, compiled unless this source has been before."""
     root = Path(torch.__file__).parent
-    options = [*OPTIONS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    options = [*OPTIONS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
     options += [
         f"-I{root}/include",
         f"-I{root}/include/torch/csrc/api/include",
