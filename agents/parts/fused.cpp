@@ -1,5 +1,5 @@
-// A chain of layers, act(x W^T + c), perhaps with a last float32 layer, and its gradient in bfloat16, for processors with
-// AVX512-BF16 (built and called by fused.py).
+// A chain of layers, act(x W^T + c), perhaps with a last float32 layer, and its gradient in bfloat16, for processors
+// with AVX512-BF16 (built and called by fused.py).
 //
 // Everything that surrounds the products (casts, packing, offsets, activations and their derivatives, sums over rows)
 // happens where the numbers are in registers or in the cache. Of each layer only z, what its activation takes, is kept
@@ -26,12 +26,12 @@ namespace {
 using bf16 = uint16_t;
 enum Kind { IDENTITY, RELU, MISH, SWISH };
 
-constexpr long WIDTH = 64;    // columns of a panel of the right-hand matrix: four registers
-constexpr long ROWS = 6;      // rows of a tile: 6 x 4 sums fill 24 of the 32 registers
-constexpr long MOST_LAST = 64;  // outputs of a float32 last layer
+constexpr long WIDTH = 64;              // columns of a panel of the right-hand matrix: four registers
+constexpr long ROWS = 6;                // rows of a tile: 6 x 4 sums fill 24 of the 32 registers
+constexpr long MOST_LAST = 64;          // outputs of a float32 last layer
 constexpr long WORTH_A_TEAM = 1 << 22;  // products of two numbers: a tenth of a millisecond on one core
-constexpr float EPSILON = 1e-5f;  // beside the variance of a layer normalisation
-constexpr long DEPTH = 1024;  // pairs of rows that are summed at once, so that a panel stays in the cache
+constexpr float EPSILON = 1e-5f;        // beside the variance of a layer normalisation
+constexpr long DEPTH = 1024;            // pairs of rows that are summed at once, so that a panel stays in the cache
 
 // --- Arithmetic on 16 numbers ---------------------------------------------------------------------------------------
 
@@ -41,9 +41,7 @@ __m512 widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_
 
 // Numbers in memory, float or bfloat16, as floats and back; the mask says which of the 16 exist.
 __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-__m512 load(const bf16* p, __mmask16 mask) {
-  return widened(_mm256_maskz_loadu_epi16(mask, p));
-}
+__m512 load(const bf16* p, __mmask16 mask) { return widened(_mm256_maskz_loadu_epi16(mask, p)); }
 __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 // Most masks are full, and a masked store is slow.
 void store(float* p, __mmask16 mask, __m512 x) {
@@ -102,7 +100,8 @@ __m512 slope_of(__m512 z) {
   return constant(1);
 }
 
-// --- Packing: bfloat16 in pairs (k, k + 1), as the processor multiplies them ---------------------------------------------
+// --- Packing: bfloat16 in pairs (k, k + 1), as the processor multiplies them
+// ---------------------------------------------
 
 void transpose(__m512i r[16]) {
   __m512i t[16];
@@ -150,7 +149,8 @@ void panel_of_transposed(const float* w, long stride, long n, long k, long c, in
 // Pairs of rows of act(x) [k, n]: columns c .. c + columns - 1 -> [k / 2, width], zeros beyond n and k. Also their sums
 // over the rows, unless `sums` is null.
 template <Kind kind, class T>
-void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns, int32_t* out, long width, float* sums = nullptr) {
+void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns, int32_t* out, long width,
+                   float* sums = nullptr) {
   for (long i = 0; i < columns; i += 16) {
     const __mmask16 mask = first(n - c - i);
     __m512 sum = _mm512_setzero_ps();
@@ -219,8 +219,8 @@ void product(long start, long stop, long columns, Left a, const int32_t* panel, 
 
 long rounded_up(long x, long to) { return (x + to - 1) / to * to; }
 
-// Memory that grows and is kept: fresh pages at every call would cost more than the arithmetic. One for each thread that
-// calls; its team shares it.
+// Memory that grows and is kept: fresh pages at every call would cost more than the arithmetic. One for each thread
+// that calls; its team shares it.
 enum Use { PANELS, LEFT, COPY, HIDDEN, OTHER_HIDDEN, ARGUMENT, USES };
 
 struct Scratch {
@@ -236,7 +236,8 @@ Scratch& of_this_thread() {
   return kept;
 }
 
-// --- A chain of layers ------------------------------------------------------------------------------------------------
+// --- A chain of layers
+// ------------------------------------------------------------------------------------------------
 
 // [members, rows, columns] with adjacent columns, float or bfloat16; strides in elements.
 struct Matrices {
@@ -323,10 +324,11 @@ void products(const Chain& c, long rows, long columns, long pairs, const int32_t
     const __mmask16 masks[4] = {first(here), first(here - 16), first(here - 32), first(here - 48)};
     product(start, stop, here, left(m), panels + (m * across + p) * size + skipped * WIDTH, pairs,
             [&](long i, const auto& sums) __attribute__((always_inline)) {
-      const auto finish_vector = finish(m, i);
+              const auto finish_vector = finish(m, i);
 #pragma GCC unroll 4
-      for (int v = 0; v < int(sizeof(sums) / sizeof(sums[0])); v++) finish_vector(p * WIDTH + 16 * v, masks[v], sums[v]);
-    });
+              for (int v = 0; v < int(sizeof(sums) / sizeof(sums[0])); v++)
+                finish_vector(p * WIDTH + 16 * v, masks[v], sums[v]);
+            });
   });
 }
 
@@ -342,7 +344,8 @@ Matrices in_pairs(const Chain& c, const Matrices& x, long inputs) {
   typed(x, [&](auto* data) {
     everywhere(c, c.rows, [&](long m, long i) {
       for (long k = 0; k < 2 * pairs; k += 16) {
-        store(copy + (m * c.rows + i) * 2 * pairs + k, first(2 * pairs - k), load(data + m * x.member + i * x.row + k, first(inputs - k)));
+        store(copy + (m * c.rows + i) * 2 * pairs + k, first(2 * pairs - k),
+              load(data + m * x.member + i * x.row + k, first(inputs - k)));
       }
     });
   });
@@ -356,21 +359,23 @@ void layer(const Chain& c, const Layer& l, const Matrices& x, long inputs, bf16*
   const Matrices rows = in_pairs(c, x, inputs);
   int32_t* panels = scratch<int32_t>(c, PANELS, c.members * across * size);
   everywhere(c, across, [&](long m, long p) {
-    panel_of_transposed(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH, panels + (m * across + p) * size);
+    panel_of_transposed(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH,
+                        panels + (m * across + p) * size);
   });
-  products(c, c.rows, l.outputs, pairs, panels, 0, size, [&](long m) { return Left{member<int32_t>(rows, m), rows.row, 1}; },
-           [&](long m, long i) {
-             const long place = (m * c.rows + i) * l.outputs, offset = m * l.offset.member + i * l.offset.row;
-             const float* wide = l.offset.is_float ? static_cast<float*>(l.offset.data) + offset : nullptr;
-             const bf16* narrow = static_cast<bf16*>(l.offset.data) + offset;
-             bf16 *keep = z ? z + place : nullptr, *to = h + place;
-             return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
-               const __m512 added = wide ? load(wide + column, mask) : load(narrow + column, mask);
-               const __m256i argument = rounded(_mm512_add_ps(sums, added));
-               if (keep) store(keep + column, mask, argument);
-               store(to + column, mask, activated<kind>(widened(argument)));
-             };
-           });
+  products(
+      c, c.rows, l.outputs, pairs, panels, 0, size, [&](long m) { return Left{member<int32_t>(rows, m), rows.row, 1}; },
+      [&](long m, long i) {
+        const long place = (m * c.rows + i) * l.outputs, offset = m * l.offset.member + i * l.offset.row;
+        const float* wide = l.offset.is_float ? static_cast<float*>(l.offset.data) + offset : nullptr;
+        const bf16* narrow = static_cast<bf16*>(l.offset.data) + offset;
+        bf16 *keep = z ? z + place : nullptr, *to = h + place;
+        return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
+          const __m512 added = wide ? load(wide + column, mask) : load(narrow + column, mask);
+          const __m256i argument = rounded(_mm512_add_ps(sums, added));
+          if (keep) store(keep + column, mask, argument);
+          store(to + column, mask, activated<kind>(widened(argument)));
+        };
+      });
 }
 
 // N outputs of a row of h, from output o on: dot products, since there are few.
@@ -408,7 +413,8 @@ void normalise(const Chain& c, const Layer& l, const bf16* z, bf16* kept, bf16* 
     for (long k = 0; k < n; k += 16) {
       const __mmask16 mask = first(n - k);
       const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row + k, mask), constant(mean)), constant(factor));
-      const __m512 a = _mm512_fmadd_ps(normal, load(l.scale + m * l.scale_member + k, mask), load(l.shift + m * l.shift_member + k, mask));
+      const __m512 a = _mm512_fmadd_ps(normal, load(l.scale + m * l.scale_member + k, mask),
+                                       load(l.shift + m * l.shift_member + k, mask));
       const __m512 out = activated<kind>(a);
       store(h + row + k, mask, out);
       if (kept) store(kept + row + k, mask, out);
@@ -456,7 +462,8 @@ void forward(const Chain& c, bf16* z, void* out) {
 
 // Gradients by the last layer's weight and offset, and by z of the layer before it: gz [members, rows, width].
 template <Kind kind>
-void last_gradients(const Chain& c, const Layer& l, const Matrices& g, const bf16* z, long inputs, bf16* gz, long width) {
+void last_gradients(const Chain& c, const Layer& l, const Matrices& g, const bf16* z, long inputs, bf16* gz,
+                    long width) {
   float* gw = static_cast<float*>(l.weight_gradient);
   typed(g, [&](auto* slopes) {
     everywhere(c, (width + 15) / 16, [&](long m, long part) {
@@ -471,7 +478,8 @@ void last_gradients(const Chain& c, const Layer& l, const Matrices& g, const bf1
         __m512 gh = _mm512_setzero_ps();
         for (long o = 0; o < l.outputs; o++) {
           const auto* from = slopes + m * g.member + i * g.row + o;
-          const __m512 slope = sizeof(*from) == 4 ? constant(*(const float*)from) : widened(_mm256_set1_epi16(*(const bf16*)from));
+          const __m512 slope =
+              sizeof(*from) == 4 ? constant(*(const float*)from) : widened(_mm256_set1_epi16(*(const bf16*)from));
           gh = _mm512_fmadd_ps(slope, w[o], gh);
           if (gw) sums[o] = _mm512_fmadd_ps(slope, h, sums[o]);
         }
@@ -483,7 +491,8 @@ void last_gradients(const Chain& c, const Layer& l, const Matrices& g, const bf1
     everywhere(c, (l.outputs + 15) / 16, [&](long m, long part) {
       const __mmask16 mask = first(l.outputs - 16 * part);
       __m512 sum = _mm512_setzero_ps();
-      for (long i = 0; i < c.rows; i++) sum = _mm512_add_ps(sum, load(slopes + m * g.member + i * g.row + 16 * part, mask));
+      for (long i = 0; i < c.rows; i++)
+        sum = _mm512_add_ps(sum, load(slopes + m * g.member + i * g.row + 16 * part, mask));
       store(static_cast<float*>(l.offset_gradient) + m * l.outputs + 16 * part, mask, sum);
     });
   });
@@ -497,7 +506,8 @@ void through_activation(const Chain& c, const Layer& l, const Matrices& g, const
       for (long k = 0; k < width; k += 16) {
         const __mmask16 mask = first(l.outputs - k);
         __m512 v = load(slopes + m * g.member + i * g.row + k, mask);
-        if constexpr (kind != IDENTITY) v = _mm512_mul_ps(v, slope_of<kind>(load(z + (m * c.rows + i) * l.outputs + k, mask)));
+        if constexpr (kind != IDENTITY)
+          v = _mm512_mul_ps(v, slope_of<kind>(load(z + (m * c.rows + i) * l.outputs + k, mask)));
         store(gz + (m * c.rows + i) * width + k, first(width - k), v);
       }
     });
@@ -505,18 +515,20 @@ void through_activation(const Chain& c, const Layer& l, const Matrices& g, const
 }
 
 // gz^T act(x) from what is packed of both.
-void weight_gradient(const Chain& c, const Layer& l, long inputs, const int32_t* panels, const int32_t* left, long across) {
+void weight_gradient(const Chain& c, const Layer& l, long inputs, const int32_t* panels, const int32_t* left,
+                     long across) {
   const long pairs = (c.rows + 1) / 2;
   float* gw = static_cast<float*>(l.weight_gradient);
   for (long q = 0; q < pairs; q += DEPTH) {
-    products(c, l.outputs, inputs, std::min(DEPTH, pairs - q), panels, q, pairs * WIDTH,
-             [&](long m) { return Left{left + (m * pairs + q) * across, 1, across}; },
-             [&](long m, long i) {
-               float* to = gw + (m * l.outputs + i) * inputs;
-               return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
-                 store(to + column, mask, q ? _mm512_add_ps(sums, load(to + column, mask)) : sums);
-               };
-             });
+    products(
+        c, l.outputs, inputs, std::min(DEPTH, pairs - q), panels, q, pairs * WIDTH,
+        [&](long m) { return Left{left + (m * pairs + q) * across, 1, across}; },
+        [&](long m, long i) {
+          float* to = gw + (m * l.outputs + i) * inputs;
+          return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
+            store(to + column, mask, q ? _mm512_add_ps(sums, load(to + column, mask)) : sums);
+          };
+        });
   }
 }
 
@@ -528,7 +540,8 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
     typed({l.offset_gradient, 0, 0, l.offset.is_float}, [&](auto* out) {
       everywhere(c, c.rows, [&](long m, long i) {
         const long row = m * c.rows + i;
-        for (long k = 0; k < l.outputs; k += 16) store(out + row * l.outputs + k, first(l.outputs - k), load(gz + row * width + k, first(l.outputs - k)));
+        for (long k = 0; k < l.outputs; k += 16)
+          store(out + row * l.outputs + k, first(l.outputs - k), load(gz + row * width + k, first(l.outputs - k)));
       });
     });
   }
@@ -537,15 +550,16 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
   int32_t* left = scratch<int32_t>(c, LEFT, c.members * pairs * across);
   float* sums = summed ? static_cast<float*>(l.offset_gradient) : nullptr;
   everywhere(c, across / 16, [&](long m, long part) {
-    pairs_of_rows<IDENTITY>(gz + m * c.rows * width, width, c.rows, l.outputs, 16 * part, 16, left + m * pairs * across + 16 * part,
-                            across, sums ? sums + m * l.outputs : nullptr);
+    pairs_of_rows<IDENTITY>(gz + m * c.rows * width, width, c.rows, l.outputs, 16 * part, 16,
+                            left + m * pairs * across + 16 * part, across, sums ? sums + m * l.outputs : nullptr);
   });
   if (!l.weight_gradient) return;
   const long panels_across = panels_of(inputs);
   int32_t* panels = scratch<int32_t>(c, PANELS, c.members * panels_across * size);
   typed(x, [&](auto* data) {
     everywhere(c, panels_across, [&](long m, long p) {
-      pairs_of_rows<kind>(data + m * x.member, x.row, c.rows, inputs, p * WIDTH, WIDTH, panels + (m * panels_across + p) * size, WIDTH);
+      pairs_of_rows<kind>(data + m * x.member, x.row, c.rows, inputs, p * WIDTH, WIDTH,
+                          panels + (m * panels_across + p) * size, WIDTH);
     });
   });
   weight_gradient(c, l, inputs, panels, left, across);
@@ -553,23 +567,26 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
 
 // gx = gz W, or, where z is given, gx = gz W act'(z): the gradient by z of the layer before.
 template <Kind kind, class X>
-void input_gradient(const Chain& c, const Layer& l, long inputs, const bf16* gz, long width, const bf16* z, X* gx, long gx_width) {
+void input_gradient(const Chain& c, const Layer& l, long inputs, const bf16* gz, long width, const bf16* z, X* gx,
+                    long gx_width) {
   const long pairs = width / 2, across = panels_of(inputs), size = pairs * WIDTH;
   int32_t* panels = scratch<int32_t>(c, PANELS, c.members * across * size);
   everywhere(c, across, [&](long m, long p) {
-    pairs_of_rows<IDENTITY>(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH, WIDTH, panels + (m * across + p) * size, WIDTH);
+    pairs_of_rows<IDENTITY>(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH, WIDTH,
+                            panels + (m * across + p) * size, WIDTH);
   });
   const int32_t* rows = reinterpret_cast<const int32_t*>(gz);
-  products(c, c.rows, inputs, pairs, panels, 0, size, [&](long m) { return Left{rows + m * c.rows * pairs, pairs, 1}; },
-           [&](long m, long i) {
-             const bf16* from = z ? z + (m * c.rows + i) * inputs : nullptr;
-             X* to = gx + (m * c.rows + i) * gx_width;
-             return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
-               if (from) sums = _mm512_mul_ps(sums, slope_of<kind>(load(from + column, mask)));
-               store(to + column, mask, sums);
-               if (mask != 0xffff && gx_width > inputs) to[inputs] = 0;
-             };
-           });
+  products(
+      c, c.rows, inputs, pairs, panels, 0, size, [&](long m) { return Left{rows + m * c.rows * pairs, pairs, 1}; },
+      [&](long m, long i) {
+        const bf16* from = z ? z + (m * c.rows + i) * inputs : nullptr;
+        X* to = gx + (m * c.rows + i) * gx_width;
+        return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
+          if (from) sums = _mm512_mul_ps(sums, slope_of<kind>(load(from + column, mask)));
+          store(to + column, mask, sums);
+          if (mask != 0xffff && gx_width > inputs) to[inputs] = 0;
+        };
+      });
 }
 
 // Gradients by the first layer's weight and offset, and by x unless it is null.
@@ -594,11 +611,14 @@ void through_normalisation(const Chain& c, const Layer& l, const bf16* z, bf16* 
   everywhere(c, (n + 15) / 16, [&](long m, long part) {
     const long k = 16 * part;
     const __mmask16 mask = first(n - k);
-    const __m512 scale = load(l.scale + m * l.scale_member + k, mask), shift = load(l.shift + m * l.shift_member + k, mask);
+    const __m512 scale = load(l.scale + m * l.scale_member + k, mask),
+                 shift = load(l.shift + m * l.shift_member + k, mask);
     __m512 by_scale = _mm512_setzero_ps(), by_shift = _mm512_setzero_ps();
     for (long row = m * c.rows; row < (m + 1) * c.rows; row++) {
-      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row * n + k, mask), constant(known[2 * row])), constant(known[2 * row + 1]));
-      const __m512 slope = _mm512_mul_ps(load(g + row * width + k, mask), slope_of<kind>(_mm512_fmadd_ps(normal, scale, shift)));
+      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row * n + k, mask), constant(known[2 * row])),
+                                          constant(known[2 * row + 1]));
+      const __m512 slope =
+          _mm512_mul_ps(load(g + row * width + k, mask), slope_of<kind>(_mm512_fmadd_ps(normal, scale, shift)));
       by_shift = _mm512_add_ps(by_shift, slope), by_scale = _mm512_fmadd_ps(slope, normal, by_scale);
       store(g + row * width + k, mask, _mm512_mul_ps(slope, scale));
     }
@@ -632,7 +652,8 @@ void backward_normalised(const Chain& c, const Matrices& g, const bf16* kept, vo
   long width = rounded_up(c.layers[hidden - 1].outputs, 2);
   const long last = c.members * c.rows * c.layers[hidden - 1].outputs;
   bf16* slopes = scratch<bf16>(c, HIDDEN, c.members * c.rows * width);
-  if (c.head) last_gradients<IDENTITY>(c, c.layers[hidden], g, kept - last, c.layers[hidden - 1].outputs, slopes, width);
+  if (c.head)
+    last_gradients<IDENTITY>(c, c.layers[hidden], g, kept - last, c.layers[hidden - 1].outputs, slopes, width);
   else through_activation<IDENTITY>(c, c.layers[hidden - 1], g, nullptr, slopes, width);
   for (long i = hidden - 1; i >= 0; i--) {
     const Layer& l = c.layers[i];
@@ -679,10 +700,14 @@ void together(const Chain& c, long kind, const Run& run) {
     run(constant_kind);
   };
   switch (kind) {
-    case IDENTITY: return team(std::integral_constant<Kind, IDENTITY>());
-    case RELU: return team(std::integral_constant<Kind, RELU>());
-    case MISH: return team(std::integral_constant<Kind, MISH>());
-    case SWISH: return team(std::integral_constant<Kind, SWISH>());
+    case IDENTITY:
+      return team(std::integral_constant<Kind, IDENTITY>());
+    case RELU:
+      return team(std::integral_constant<Kind, RELU>());
+    case MISH:
+      return team(std::integral_constant<Kind, MISH>());
+    case SWISH:
+      return team(std::integral_constant<Kind, SWISH>());
   }
   TORCH_CHECK(false, "no kind of layer has the number ", kind);
 }
@@ -695,7 +720,8 @@ using Tensors = std::vector<Tensor>;
 // Columns side by side.
 Tensor rowwise(const Tensor& t) {
   TORCH_CHECK(t.dim() > 1, "layers have no tensor with ", t.dim(), " axes");
-  TORCH_CHECK(t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16, "layers are float32 or bfloat16, not ", t.dtype());
+  TORCH_CHECK(t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16, "layers are float32 or bfloat16, not ",
+              t.dtype());
   return t.stride(-1) == 1 ? t : t.contiguous();
 }
 
@@ -718,7 +744,8 @@ Chain described(const Tensor& x, const Tensors& parameters, long count, bool hea
   long products = 0;
   for (long i = 0; i < count; i++) {
     const Tensor &weight = parameters[i], &offset = parameters[count + i];
-    TORCH_CHECK(weight.size(2) == (i ? parameters[i - 1].size(1) : c.inputs), "the weight of layer ", i, " does not fit");
+    TORCH_CHECK(weight.size(2) == (i ? parameters[i - 1].size(1) : c.inputs), "the weight of layer ", i,
+                " does not fit");
     TORCH_CHECK(offset.size(2) == weight.size(1), "the offset of layer ", i, " does not fit");
     products += weight.numel() * c.rows;
     Layer l{weight.size(1), matrices(weight), matrices(offset)};
@@ -735,7 +762,8 @@ Chain described(const Tensor& x, const Tensors& parameters, long count, bool hea
 }
 
 // What the last layer gives, bfloat16 or with a head float; and, where it is to be kept, what `chain_gradient` needs.
-std::tuple<Tensor, Tensor> chain(const Tensor& x_, at::TensorList parameters_, int64_t count, int64_t kind, bool head, bool keep) {
+std::tuple<Tensor, Tensor> chain(const Tensor& x_, at::TensorList parameters_, int64_t count, int64_t kind, bool head,
+                                 bool keep) {
   const Tensor x = rowwise(x_);
   const Tensors parameters = rowwise(parameters_);
   const Chain c = described(x, parameters, count, head);
@@ -743,15 +771,17 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x_, at::TensorList parameters_, i
   long kept = 0;
   if (keep && (kind != IDENTITY || count > 1 || normalised))
     for (long i = 0; i < count - head; i++) kept += (1 + normalised) * c.members * c.rows * c.layers[i].outputs;
-  Tensor out = at::empty({c.members, c.rows, c.layers.back().outputs}, x.options().dtype(head ? at::kFloat : at::kBFloat16));
+  Tensor out =
+      at::empty({c.members, c.rows, c.layers.back().outputs}, x.options().dtype(head ? at::kFloat : at::kBFloat16));
   Tensor z = at::empty({kept}, x.options().dtype(at::kBFloat16));
-  together(c, kind, [&](auto k) { forward<k()>(c, kept ? static_cast<bf16*>(z.data_ptr()) : nullptr, out.data_ptr()); });
+  together(c, kind,
+           [&](auto k) { forward<k()>(c, kept ? static_cast<bf16*>(z.data_ptr()) : nullptr, out.data_ptr()); });
   return {out, z};
 }
 
 // Gradients by x and the parameters, without elements where they are not wanted; g: that by what `chain` gave.
-Tensors chain_gradient(const Tensor& g_, const Tensor& z, const Tensor& x_, at::TensorList parameters_, int64_t count, int64_t kind,
-                       bool head, at::IntArrayRef wanted) {
+Tensors chain_gradient(const Tensor& g_, const Tensor& z, const Tensor& x_, at::TensorList parameters_, int64_t count,
+                       int64_t kind, bool head, at::IntArrayRef wanted) {
   const Tensor x = rowwise(x_), g = rowwise(g_);
   const Tensors parameters = rowwise(parameters_);
   Chain c = described(x, parameters, count, head);
