@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
         lines.append("| " + " | ".join(compare(algo, options)) + " |")
         print(lines[-1], flush=True)
     if options.name:
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"memory_{options.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

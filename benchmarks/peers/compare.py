@@ -220,5 +220,6 @@ def main(argv: list[str]) -> None:
     command = f"python -m benchmarks.peers --seconds {options.seconds:g} --repeats {options.repeats}"
     text = table(rows, command)
     if options.name:
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"peers_{options.name}.md").write_text(text, encoding="utf-8")
     print(text, end="")
