@@ -747,6 +747,9 @@ Chain described(const Tensor& x, const Tensors& parameters, long count, bool hea
     TORCH_CHECK(weight.size(2) == (i ? parameters[i - 1].size(1) : c.inputs), "the weight of layer ", i,
                 " does not fit");
     TORCH_CHECK(offset.size(2) == weight.size(1), "the offset of layer ", i, " does not fit");
+    TORCH_CHECK(weight.scalar_type() == at::kFloat, "weights are float32, not ", weight.dtype());
+    TORCH_CHECK(!head || i + 1 < count || weight.size(1) <= MOST_LAST, "a float32 last layer has at most ", MOST_LAST,
+                " outputs");
     products += weight.numel() * c.rows;
     Layer l{weight.size(1), matrices(weight), matrices(offset)};
     if (offset.size(1) == 1) l.offset.row = 0;

@@ -186,9 +186,14 @@ def test_what_does_not_fit_is_refused() -> None:
         ([(torch.zeros(1, 5, 2), offset)], "weight of layer 0 does not fit"),
         ([(weight, torch.zeros(1, 1, 4))], "offset of layer 0 does not fit"),
         ([(weight.double(), offset)], "float32 or bfloat16, not double"),
+        ([(weight.bfloat16(), offset)], "weights are float32, not c10::BFloat16"),
     ):
         with pytest.raises(RuntimeError, match=message):
             fused.chain(x, layers, "relu")
+    wide = fused.MOST_LAST + 1
+    last = (torch.zeros(1, wide, 5), torch.zeros(1, 1, wide))
+    with pytest.raises(RuntimeError, match=f"at most {fused.MOST_LAST} outputs"):
+        fused.chain(x, [(weight, offset), last], "relu", head=True)
 
 
 # --- Machines ---------------------------------------------------------------------------------------------------------
