@@ -24,11 +24,10 @@
 namespace {
 
 using bf16 = uint16_t;
-enum Kind { IDENTITY, RELU, MISH, SWISH };
+enum Kind { KINDS };  // fused.py defines these names, and MOST_LAST
 
 constexpr long WIDTH = 64;              // columns of a panel of the right-hand matrix: four registers
 constexpr long ROWS = 6;                // rows of a tile: 6 x 4 sums fill 24 of the 32 registers
-constexpr long MOST_LAST = 64;          // outputs of a float32 last layer
 constexpr long WORTH_A_TEAM = 1 << 22;  // products of two numbers: a tenth of a millisecond on one core
 constexpr float EPSILON = 1e-5f;        // beside the variance of a layer normalisation
 constexpr long DEPTH = 1024;            // pairs of rows that are summed at once, so that a panel stays in the cache

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-MOST_LAST = 64  # outputs of a float32 last layer, as in fused.cpp
-KINDS = {"identity": 0, "relu": 1, "mish": 2, "swish": 3}
+MOST_LAST = 64  # outputs of a float32 last layer
+KINDS = ("identity", "relu", "mish", "swish")  # the activations
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"}
 _EXTENSIONS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"]
-OPTIONS = ["-std=c++17", "-O3", *_EXTENSIONS, "-fopenmp", "-shared", "-fPIC"]
+_SHARED = [f"-DMOST_LAST={MOST_LAST}", f"-DKINDS={','.join(KINDS).upper()}"]  # what fused.cpp takes from here
+OPTIONS = ["-std=c++17", "-O3", *_EXTENSIONS, *_SHARED, "-fopenmp", "-shared", "-fPIC"]
 
 # Whether layers in bfloat16 are made here and not by PyTorch, see `prepare`.
 ready = False
@@ -158,6 +159,7 @@ def chain(
     """
     pairs = [t for norm in norms for t in norm]
     parameters = [weight for weight, _ in layers] + [offset for _, offset in layers] + pairs
+    plain = len(layers), KINDS.index(kind), head
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
-        return _Differentiable.apply(len(layers), KINDS[kind], head, x, *parameters)
-    return torch.ops.diffcps.chain(x, parameters, len(layers), KINDS[kind], head, False)[0]
+        return _Differentiable.apply(*plain, x, *parameters)
+    return torch.ops.diffcps.chain(x, parameters, *plain, False)[0]

@@ -266,6 +266,11 @@ def test_one_precision_is_a_note_and_two_are_columns(tmp_path):
     _, table = shown(tmp_path)
     assert table.columns[4:6] == ["diffcps", "dtql"] and "Precision: bfloat16." in table.notes
     assert ["paper", "100.1 ± 3.5"] in [list(row[3:5]) for row in table.rows]
+    report = make_report([tmp_path], Labels.parse(rebuilt.labels([*tmp_path.rglob("seed_0")])), Choice())
+    tables = report.tables("rebuilt, full size")
+    assert len(tables) == 3 and all("Precision: bfloat16." in table.notes for table in tables)
+    assert "paper: diffcps" in tables[0].columns
+    assert not any("precision" in cell for table in tables for row in (table.columns, *table.rows) for cell in row)
     known_run(tmp_path / "b", [10], "diffcps", 0)
     _, table = shown(tmp_path)
     assert table.columns[4:7] == ["diffcps", "diffcps precision=bfloat16", "dtql precision=bfloat16"]

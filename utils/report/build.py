@@ -50,7 +50,11 @@ class Report:
         own = [cell for cell in self.cells if cell.label == label]
         remarks = [f"{c.env_name}, {c.method}: {remark}" for c in own for remark in c.remarks]
         tables = make_tables(label, self.rows, self.choice, remarks)
-        return [*tables, *(self.extra(self, label) if self.extra else ())]
+        tables += self.extra(self, label) if self.extra else ()
+        precisions = {cell.changed.get("precision") for cell in own}
+        if len(precisions) == 1 and (shared := precisions.pop()):  # a note says it once, and not every name
+            tables = [table.without(f" precision={shared}", f"Precision: {shared}.") for table in tables]
+        return tables
 
     def shown(self) -> list[str]:
         """What a terminal shows: all tables as Markdown, or the few small ones of a comparison."""

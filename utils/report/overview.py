@@ -60,8 +60,7 @@ def overview(cells: Sequence[Cell], label: str) -> list[Table]:
                 lines.append([*(names if first else [""] * len(names)), name, *row, data])
     if not lines:
         return []
-    shared = f" precision={_precision(cells)}"  # stands in the notes
-    columns = ["set", "rows", "gradient steps", "score", *(name.replace(shared, "") for name in methods), "the data"]
+    columns = ["set", "rows", "gradient steps", "score", *methods, "the data"]
     return [Table(f"Overview, data: {label}", columns, lines, _notes(cells, episodes), names=4, faint=faint)]
 
 
@@ -135,10 +134,4 @@ def _notes(cells: Sequence[Cell], episodes: set[int]) -> list[str]:
         notes.append(f"Seeds: {next(iter(seeds.values()))}.")
     else:
         notes += [f"Seeds of {cell.method} on {cell.env_name}: {', '.join(map(str, cell.seeds))}." for cell in cells]
-    return notes + ([f"Precision: {precision}."] if (precision := _precision(cells)) else [])
-
-
-def _precision(cells: Sequence[Cell]) -> str | None:
-    """The one that all cells have, other than float32."""
-    found = {cell.changed.get("precision") for cell in cells}
-    return found.pop() if len(found) == 1 else None
+    return notes

@@ -176,6 +176,11 @@ class Table:
     names: int = 2
     faint: Collection[int] = ()
 
+    def without(self, words: str, note: str) -> Table:
+        """The table without these words in any cell, and with a note that says them."""
+        columns, *rows = ([cell.replace(words, "") for cell in row] for row in (self.columns, *self.rows))
+        return dataclasses.replace(self, columns=columns, rows=rows, notes=[*self.notes, note])
+
     def markdown(self) -> str:
         """GitHub's tables."""
         rule = ["---" if i < self.names else "---:" for i in range(len(self.columns))]
