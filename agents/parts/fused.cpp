@@ -99,8 +99,7 @@ __m512 slope_of(__m512 z) {
   return constant(1);
 }
 
-// --- Packing: bfloat16 in pairs (k, k + 1), as the processor multiplies them
-// ---------------------------------------------
+// --- Packing: bfloat16 in pairs (k, k + 1), as the processor multiplies them ---------------------------------------
 
 void transpose(__m512i r[16]) {
   __m512i t[16];
@@ -235,8 +234,7 @@ Scratch& of_this_thread() {
   return kept;
 }
 
-// --- A chain of layers
-// ------------------------------------------------------------------------------------------------
+// --- A chain of layers ---------------------------------------------------------------------------------------------
 
 // [members, rows, columns] with adjacent columns, float or bfloat16; strides in elements.
 struct Matrices {
