@@ -146,7 +146,7 @@ def setup(options: Namespace, agents: Agents, stop: Stop) -> Training:
         tuned, environments = dataset.tuned(config.reward_tune), source.environments(len(seeds) * config.eval_episodes)
         sizes = (dataset.state_dim, dataset.action_dim, environments.max_action if environments else 1.0)
         make = partial(make_agent, agents[options.algo], sizes, config, seeds, device, options.precision)
-        with bar.doing("making the networks:"):  # in bfloat16 the first time compiles their layers
+        with bar.doing("making the networks"):  # in bfloat16 the first time compiles their layers
             agent = make(options.load_published)
         table, used = tuned.batches_to(device, agent.windows), held("threads", int)
         with bar.doing("timing threads"):
