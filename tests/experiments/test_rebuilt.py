@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -227,8 +228,11 @@ def test_an_unfinished_method_says_how_far_it_is(tmp_path):
     assert list(table.rows[1][3:]) == ["mean of last 5", "–", "–", ""]
 
 
-def played(folder: Path, step: int, scores: Sequence[float], eval_seeds: str = "fresh") -> None:
-    how = dict(zip(PLAYED_HOW, (len(scores), eval_seeds, "", "mujoco", "eager"), strict=True))
+def played(folder: Path, step: int, scores: Sequence[float], **differs: object) -> None:
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    usual = {"eval_seeds": "fresh", "backend": "mujoco", "execution": "eager"}
+    how = {"episodes": len(scores), "action_candidates": settings.get("action_candidates", ""), **usual, **differs}
+    assert set(how) == set(PLAYED_HOW)
     save_played(folder, how, [
         {"step": step, "episode": e, "return": 0.0, "normalized_score": score, "length": 5, "unstable": 0}
         for e, score in enumerate(scores)
@@ -237,13 +241,16 @@ def played(folder: Path, step: int, scores: Sequence[float], eval_seeds: str = "
 
 def test_episodes_played_again_stand_beside_the_scores(tmp_path):
     folders = [known_run(tmp_path, [10, 20], algo, seed) for algo in ("diffcps", "dtql") for seed in (0, 1)]
-    assert read_played(folders[0], 40, "fresh") is None
+    assert read_played(folders[0], 40, {"eval_seeds": "fresh"}) is None
     for folder, scores in zip(folders[:3], ([30, 40], [50, 60], [70, 80]), strict=True):
         played(folder, 40, scores)
-        played(folder, 40, [0.0, 0.0, 0.0], "published")  # not new ones
+        played(folder, 40, [0.0, 0.0, 0.0], eval_seeds="published")  # not new ones
+        played(folder, 40, [0.0, 0.0, 0.0], action_candidates=1)  # chosen otherwise than the run's
+        played(folder, 40, [0.0, 0.0, 0.0], backend="d4rl")  # elsewhere
         played(folder, 20, [0.0, 0.0, 0.0])  # other weights
     played(folders[0], 40, [90.0])  # fewer episodes
-    assert read_played(folders[0], 40, "fresh").tolist() == [30, 40]
+    assert read_played(folders[0], 40, {"eval_seeds": "fresh", "action_candidates": 50}).tolist() == [0, 0, 0]
+    assert read_played(folders[0], 40, {"execution": "eager", "episodes": 1}).tolist() == [90]
     _, table = shown(tmp_path)
     (row,) = (row for row in table.rows if row[3] == AGAIN)
     assert list(row[4:6]) == ["45.0 ± 10.0", "75.0 (seed 0)"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from utils.report.figures import METHODS
-from utils.report.runs import Cell
+from utils.report.runs import RUN_OPTIONS, Cell, SeedRun
 from utils.report.tables import (
     BEST_NOTE,
     DEVIATION_NOTE,
@@ -105,14 +105,23 @@ def _paper(cell: Cell) -> str:
 
 
 def _again(cell: Cell) -> tuple[str, set[int]]:
-    """What `play.py` got on fresh start states with the weights of the last step; and how many episodes a seed."""
-    played = {run.seed: read_played(Path(run.place), cell.total_steps, "fresh") for run in cell.runs}
+    """What `play.py` got on fresh start states with the weights of the last step; and how many episodes a seed.
+
+    Episodes of the run's own number of candidates and backend: other ones are not the score of this run.
+    """
+    played = {run.seed: read_played(Path(run.place), cell.total_steps, _as_trained(run)) for run in cell.runs}
     found = {seed: scores for seed, scores in played.items() if scores is not None}
     if not found:
         return "", set()
     means = np.array([scores.mean() for scores in found.values()])
     some = "" if len(found) == len(cell.runs) else f" (seed {', '.join(map(str, found))})"
     return mean_and_deviation(means) + some, {len(scores) for scores in found.values()}
+
+
+def _as_trained(run: SeedRun) -> dict[str, Any]:
+    candidates = run.settings.get("action_candidates", "")
+    backend = run.config["run"].get("backend", RUN_OPTIONS["backend"])
+    return {"eval_seeds": "fresh", "action_candidates": candidates, "backend": backend}
 
 
 def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:

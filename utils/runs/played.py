@@ -40,16 +40,17 @@ def save_played(folder: Path, how: Mapping[str, Any], episodes: Sequence[Mapping
     return path
 
 
-def read_played(folder: Path, step: int, eval_seeds: str) -> np.ndarray | None:
-    """Scores [E] of the episodes that a seed's weights of `step` were played again for, on `published` or `fresh` start
-    states; of several ways the one with the most episodes, None where there is none.
+def read_played(folder: Path, step: int, how: Mapping[str, Any]) -> np.ndarray | None:
+    """Scores [E] of the episodes that a seed's weights of `step` were played again for, as `how` has it.
 
-    Raises UserError where the file is not what `save_played` writes.
+    how: some of `PLAYED_HOW`. Of several ways the one with the most episodes, None where there is none. Raises
+    UserError where the file is not what `save_played` writes.
     """
+    wanted = {name: str(value) for name, value in {**how, "step": step}.items()}
     ways: dict[tuple[str, ...], list[float]] = {}
     try:
         for row in _rows(folder / PLAYED_FILE):
-            if (row["step"], row["eval_seeds"]) == (str(step), eval_seeds):
+            if wanted.items() <= row.items():
                 ways.setdefault(tuple(row[name] for name in PLAYED_HOW), []).append(float(row["normalized_score"]))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / PLAYED_FILE} is not what play.py writes ({error}); move it away") from error
