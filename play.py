@@ -27,7 +27,7 @@ from utils.errors import UserError
 from utils.options import Parser, command_line, resolve_device
 from utils.runs import checkpoint
 from utils.runs.columns import EVALUATION_COLUMNS, PLAYED_FILE, PLAYED_HOW
-from utils.runs.played import played_table, save_played
+from utils.runs.played import played_table, save_played, way_of
 from utils.runs.reading import read_config
 from utils.seeding import torch_generators
 from utils.trained import Trained, film, find, load, play
@@ -136,9 +136,7 @@ def evaluate_again(groups: Sequence[Trained], options: Namespace) -> None:
             mode = "eager"
         episodes = play(t, options.episodes, options.eval_seeds == "fresh", mode, options.quiet)
         scores = t.source.normalized_score(episodes.returns)
-        how = {"episodes": options.episodes, "eval_seeds": options.eval_seeds, "execution": mode,
-               "backend": t.described["run"]["backend"],
-               "action_candidates": t.described["settings"].get("action_candidates", "")}  # fmt: skip
+        how = {"episodes": options.episodes, "eval_seeds": options.eval_seeds, "execution": mode, **way_of(t.described)}
         for k, folder in enumerate(t.folders):
             columns = zip(episodes.returns[k], scores[k], episodes.lengths[k], episodes.unstable[k], strict=True)
             rows = [(t.agent.step, e, float(r), float(s), int(n), int(u)) for e, (r, s, n, u) in enumerate(columns)]

@@ -249,6 +249,8 @@ def test_episodes_played_again_stand_beside_the_scores(tmp_path):
         played(folder, 40, [0.0, 0.0, 0.0], backend="d4rl")  # elsewhere
         played(folder, 20, [0.0, 0.0, 0.0])  # other weights
     played(folders[0], 40, [90.0])  # fewer episodes
+    own = {"eval_seeds": "fresh", "action_candidates": 50, "backend": "mujoco"}
+    assert read_played(folders[0], 40, own).tolist() == [30, 40]
     assert read_played(folders[0], 40, {"eval_seeds": "fresh", "action_candidates": 50}).tolist() == [0, 0, 0]
     assert read_played(folders[0], 40, {"execution": "eager", "episodes": 1}).tolist() == [90]
     _, table = shown(tmp_path)

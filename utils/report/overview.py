@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from utils.report.figures import METHODS
-from utils.report.runs import RUN_OPTIONS, Cell, SeedRun
+from utils.report.runs import Cell
 from utils.report.tables import (
     BEST_NOTE,
     DEVIATION_NOTE,
@@ -23,7 +23,7 @@ from utils.report.tables import (
     number,
     with_deviation,
 )
-from utils.runs.played import read_played
+from utils.runs.played import read_played, way_of
 
 SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
 AGAIN = "last, played again ‡"
@@ -109,19 +109,14 @@ def _again(cell: Cell) -> tuple[str, set[int]]:
 
     Episodes of the run's own number of candidates and backend: other ones are not the score of this run.
     """
-    played = {run.seed: read_played(Path(run.place), cell.total_steps, _as_trained(run)) for run in cell.runs}
+    played = {run.seed: read_played(Path(run.place), cell.total_steps, {"eval_seeds": "fresh", **way_of(run.config)})
+              for run in cell.runs}  # fmt: skip
     found = {seed: scores for seed, scores in played.items() if scores is not None}
     if not found:
         return "", set()
     means = np.array([scores.mean() for scores in found.values()])
     some = "" if len(found) == len(cell.runs) else f" (seed {', '.join(map(str, found))})"
     return mean_and_deviation(means) + some, {len(scores) for scores in found.values()}
-
-
-def _as_trained(run: SeedRun) -> dict[str, Any]:
-    candidates = run.settings.get("action_candidates", "")
-    backend = run.config["run"].get("backend", RUN_OPTIONS["backend"])
-    return {"eval_seeds": "fresh", "action_candidates": candidates, "backend": backend}
 
 
 def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:

@@ -18,6 +18,12 @@ from utils.runs.columns import PLAYED_COLUMNS, PLAYED_FILE, PLAYED_HOW
 LEVEL = 0.95
 
 
+def way_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's `config.json` says of `PLAYED_HOW`: the candidates ("" without a choice) and the backend."""
+    candidates = config["settings"].get("action_candidates", "")
+    return {"action_candidates": candidates, "backend": config["run"].get("backend", "mujoco")}
+
+
 def save_played(folder: Path, how: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> Path:
     """Write a row per episode; those of the same step, played in the same way before, are replaced.
 
