@@ -23,7 +23,7 @@ from utils import options
 from utils.errors import UserError
 from utils.report.build import make_report
 from utils.report.figures import _spread
-from utils.report.overview import AGAIN, overview
+from utils.report.overview import AGAIN, UNCHOSEN, overview
 from utils.report.runs import Labels
 from utils.report.tables import Choice, Table
 from utils.runs.columns import PLAYED_HOW
@@ -245,7 +245,8 @@ def test_episodes_played_again_stand_beside_the_scores(tmp_path):
     for folder, scores in zip(folders[:3], ([30, 40], [50, 60], [70, 80]), strict=True):
         played(folder, 40, scores)
         played(folder, 40, [0.0, 0.0, 0.0], eval_seeds="published")  # not new ones
-        played(folder, 40, [0.0, 0.0, 0.0], action_candidates=1)  # chosen otherwise than the run's
+        played(folder, 40, [1.0, 2.0, scores[0]], action_candidates=1)  # not chosen by Q: a line of their own
+        played(folder, 40, [0.0, 0.0, 0.0], action_candidates=7)  # chosen otherwise than the run's
         played(folder, 40, [0.0, 0.0, 0.0], backend="d4rl")  # elsewhere
         played(folder, 20, [0.0, 0.0, 0.0])  # other weights
     played(folders[0], 40, [90.0])  # fewer episodes
@@ -256,10 +257,24 @@ def test_episodes_played_again_stand_beside_the_scores(tmp_path):
     _, table = shown(tmp_path)
     (row,) = (row for row in table.rows if row[3] == AGAIN)
     assert list(row[4:6]) == ["45.0 ± 10.0", "75.0 (seed 0)"]
-    assert any("2 episodes per seed" in note for note in table.notes)
+    (row,) = (row for row in table.rows if row[3] == UNCHOSEN)
+    assert list(row[4:6]) == ["14.3 ± 3.3", "24.3 (seed 0)"]
+    notes = [note for note in table.notes if "episodes per seed" in note]
+    assert [note[0] for note in notes] == ["‡", "§"] and "2 episodes" in notes[0] and "3 episodes" in notes[1]
     (folders[1] / "played.csv").write_text("step\n1\n")
     with pytest.raises(UserError, match="other columns"):
         shown(tmp_path)
+
+
+def test_a_run_that_never_chose_by_q_has_one_line(tmp_path):
+    folder = known_run(tmp_path, [10, 20], "diffcps", 0)
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["action_candidates"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    played(folder, 40, [30.0, 40.0])
+    _, table = shown(tmp_path)
+    assert [row[3] for row in table.rows if row[3] in (AGAIN, UNCHOSEN)] == [AGAIN]
+    assert [row[4] for row in table.rows if row[3] == AGAIN] == ["35.0"]
 
 
 def test_sets_of_d4rls_size_and_smaller_ones_never_share_a_table(tmp_path):

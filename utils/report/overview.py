@@ -26,7 +26,8 @@ from utils.report.tables import (
 from utils.runs.played import read_played, way_of
 
 SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
-AGAIN = "last, played again ‡"
+AGAIN, UNCHOSEN = "last, played again ‡", "the same, one action per state §"
+PLAYED: dict[str, dict[str, Any]] = {AGAIN: {}, UNCHOSEN: {"action_candidates": 1}}  # what is not the run's own
 
 
 def overview(cells: Sequence[Cell], label: str) -> list[Table]:
@@ -37,7 +38,7 @@ def overview(cells: Sequence[Cell], label: str) -> list[Table]:
     methods = sorted(dict.fromkeys(cell.method for cell in cells), key=lambda name: _rank(name, cells))
     lines: list[list[str]] = []
     faint: list[int] = []
-    episodes: set[int] = set()
+    episodes: dict[str, set[int]] = {name: set() for name in PLAYED}
     for env_name in dict.fromkeys(cell.env_name for cell in cells):
         own = [cell for cell in cells if cell.env_name == env_name]
         for steps in sorted({cell.total_steps for cell in own}):
@@ -46,12 +47,13 @@ def overview(cells: Sequence[Cell], label: str) -> list[Table]:
                      if cell.total_steps >= steps}  # fmt: skip
             names = [env_name, _facts(found.values(), "rows", lambda rows: f"{rows:,}"), f"{steps:,}"]
             texts = {name: _row(found, methods, _score(protocol)) for protocol, name in SCORES.items()}
-            again = {method: _again(cell) for method, cell in found.items()}
-            texts[AGAIN] = _row(again, methods, lambda scores: scores[0])
+            for name, differs in PLAYED.items():
+                again = {method: _again(cell, differs) for method, cell in found.items()}
+                texts[name] = _row(again, methods, lambda scores: scores[0])
+                episodes[name] |= {n for _, counts in again.values() for n in counts}
             texts["paper"] = _row(found, methods, _paper)
-            episodes |= {n for _, counts in again.values() for n in counts}
             for name, row in texts.items():
-                if name in (AGAIN, "paper") and not any(row):
+                if name not in SCORES.values() and not any(row):
                     continue
                 if name == "paper":
                     faint.append(len(lines))
@@ -104,13 +106,16 @@ def _paper(cell: Cell) -> str:
     return "" if np.isnan(mean) else with_deviation(mean, deviation)
 
 
-def _again(cell: Cell) -> tuple[str, set[int]]:
+def _again(cell: Cell, differs: Mapping[str, Any]) -> tuple[str, set[int]]:
     """What `play.py` got on fresh start states with the weights of the last step; and how many episodes a seed.
 
-    Episodes of the run's own number of candidates and backend: other ones are not the score of this run.
+    differs: from the run's own number of candidates and backend; where that is the run's own way, nothing.
     """
-    played = {run.seed: read_played(Path(run.place), cell.total_steps, {"eval_seeds": "fresh", **way_of(run.config)})
-              for run in cell.runs}  # fmt: skip
+    own = way_of(cell.runs[0].config)
+    if differs and differs.items() <= own.items():
+        return "", set()
+    how = {"eval_seeds": "fresh", **own, **differs}
+    played = {run.seed: read_played(Path(run.place), cell.total_steps, how) for run in cell.runs}
     found = {seed: scores for seed, scores in played.items() if scores is not None}
     if not found:
         return "", set()
@@ -125,11 +130,12 @@ def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:
     return ", ".join("–" if fact is None else text(fact) for fact in facts)
 
 
-def _notes(cells: Sequence[Cell], episodes: set[int]) -> list[str]:
+def _notes(cells: Sequence[Cell], episodes: Mapping[str, set[int]]) -> list[str]:
     notes = [DEVIATION_NOTE, BEST_NOTE]
-    if episodes:
-        counts = " or ".join(map(str, sorted(episodes)))
-        notes.append(f"‡ the last weights on new start states, {counts} episodes per seed (play.py).")
+    about = ("‡ the last weights on new start states", "§ with --action_candidates 1, so without a choice by Q")
+    for what, counts in zip(about, episodes.values(), strict=True):
+        if counts:
+            notes.append(f"{what}, {' or '.join(map(str, sorted(counts)))} episodes per seed (play.py).")
     if any(_paper(cell) for cell in cells):
         notes.append(PAPER_NOTE)
     notes.append("the data: mean of the set's own episodes.")
