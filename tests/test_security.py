@@ -117,7 +117,7 @@ def test_names_in_a_runs_configuration_never_lead_out_of_an_export(tmp_path: Pat
     path.write_text(json.dumps(config))
     target = tmp_path / "deep" / "target"
     assert report([str(tmp_path / "runs"), "--export", str(target)]) == 0
-    assert sorted(path.name for path in target.iterdir()) == ["episodes.csv.gz", "runs.jsonl"]
+    assert sorted(path.name for path in target.iterdir()) == ["episodes.csv.gz", "metrics.csv.gz", "runs.jsonl"]
     shutil.rmtree(target, ignore_errors=True)
     shutil.rmtree(tmp_path / "runs")
     assert everything(tmp_path) == {Path("deep")}

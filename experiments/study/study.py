@@ -127,7 +127,7 @@ class Study:
 
     def __init__(self, experiment: Experiment, options: argparse.Namespace, command: str = "") -> None:
         self.experiment, self.options, self.command = experiment, options, command
-        self.base = Path(options.dir).resolve() / experiment.folder / data_name(options.dataset, options.scale)
+        self.base = Path(options.dir).resolve() / experiment.folder / data_name(options.dataset or "", options.scale)
         try:
             self.runs = experiment.runs(options)
             for run in self.runs:
@@ -220,19 +220,25 @@ class Study:
         """Tables on the screen, files where asked for."""
         options = self.options
         choice = Choice(SELECTIONS[options.model_selection])
-        trained = [folder for run in self.runs for folder in run.folders(self.base)]
-        folders = [folder for one in trained for folder in self.experiment.evaluated(one) if folder.is_dir()]
-        if not folders:
-            raise UserError(f"nothing was run yet in {self.base}; begin with: run")
+        folders = options.kept or self._evaluations()
         by = settings_of(self.experiment.by, options.algos)
         labels = Labels.parse(options.label or self.experiment.labels(folders))
-        report = make_report(folders, labels, choice, by, options.partial, self.experiment.extra,
-                             compared=self.experiment.compared)  # fmt: skip
+        only = [f"task={','.join(options.tasks)}", f"algorithm={','.join(options.algos)}"] if options.kept else []
+        report = make_report(folders, labels, choice, by, options.partial, self.experiment.extra, only,
+                             self.experiment.compared)  # fmt: skip
         for line in report.warnings:
             print(f"note: {line}", file=sys.stderr)
         done = save(report, options.out, options.html, title=self.experiment.about, command=self.command)
         print("\n".join(report.shown()))
         print("\n".join(done))
+
+    def _evaluations(self) -> list[Path]:
+        """Folders of evaluations of the planned runs, as far as they are there. Raises UserError where none is."""
+        trained = [folder for run in self.runs for folder in run.folders(self.base)]
+        folders = [folder for one in trained for folder in self.experiment.evaluated(one) if folder.is_dir()]
+        if not folders:
+            raise UserError(f"nothing was run yet in {self.base}; begin with: run")
+        return folders
 
 
 def settings_of(names: Sequence[str], algos: Iterable[str]) -> list[str]:
@@ -262,8 +268,7 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     parser.add_argument("action", choices=("plan", "run", "show"), help="list the runs, train them, or show them")
     which = parser.add_argument_group("which runs").add_argument
     default = f" (default: {experiment.dataset})" if experiment.dataset else ""
-    which("--dataset", default=experiment.dataset, required=experiment.dataset is None,
-          help=f"d4rl, local, or a folder of HDF5 files{default}")  # fmt: skip
+    which("--dataset", default=experiment.dataset, help=f"d4rl, local, or a folder of HDF5 files{default}")
     which("--local_size", type=int, default=100_000, help="transitions of --dataset local (%(default)s)")
     which("--scale", type=float, default=1.0, help="share of the gradient steps: 0.01 is a rehearsal of everything")
     which("--max_steps", type=int, default=experiment.max_steps, metavar="N",
@@ -296,6 +301,8 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--retries", type=int, default=2, help="new attempts for a run that died (default: %(default)s)")
     how("--measure", action="store_true", help="plan: time runs whose speed is unknown, on this machine")
     shown = parser.add_argument_group("how to show them").add_argument
+    shown("--kept", nargs="+", type=Path, metavar="DIR",
+          help="show the runs in these exports or folders, such as results/rebuilt, and none of --dir")  # fmt: skip
     shown("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for python -m utils.report")
     shown("--model_selection", choices=SELECTIONS, default="none", help="as for python -m utils.report")
     shown("--partial", action="store_true", help="include unfinished runs")
@@ -309,8 +316,13 @@ def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
 
     def act() -> int | None:
         command = shlex.join(["python", "-m", f"experiments.{name}", *argv])
-        study = Study(experiment, build_parser(experiment, name).parse_args(argv), command)
-        return getattr(study, study.options.action)()
+        parser = build_parser(experiment, name)
+        options = parser.parse_args(argv)
+        if options.kept and options.action != "show":
+            parser.error("--kept goes with show")
+        if options.dataset is None and not options.kept:
+            parser.error("the following arguments are required: --dataset")
+        return getattr(Study(experiment, options, command), options.action)()
 
     return command_line(f"experiments.{name}", act)
 

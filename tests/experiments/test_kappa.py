@@ -15,6 +15,7 @@ from experiments.study.planned_run import How
 from tests.report.test_report import make_run
 from utils import options
 from utils.report import figures
+from utils.report.__main__ import main as export
 from utils.report.build import make_report
 from utils.report.runs import Labels
 from utils.report.tables import Choice
@@ -48,7 +49,7 @@ def test_the_baselines_are_those_of_the_rebuilt_table(tmp_path):
     assert len(ours) == 3 * 3 * 2 and ours < own(rebuilt.PROTOCOLS["main"])
 
 
-def test_the_table_of_known_runs(tmp_path):
+def test_the_table_of_known_runs(tmp_path, capsys):
     for seed in (0, 1):
         make_run(tmp_path / "a", [10.0, 20.0 + seed], seed=seed, kappa="auto", kappa_slack=0.3)
         make_run(tmp_path / "b", [30.0, 40.0], seed=seed, algo="diffusion_ql")
@@ -73,6 +74,17 @@ def test_the_table_of_known_runs(tmp_path):
     plt.close(figure)
     (cell,) = (cell for cell in report.cells if cell.algo == "diffcps")
     assert cell.remarks == ()  # it binds
+    kept = str(tmp_path / "kept")
+    assert export([str(tmp_path), "--export", kept]) == 0
+    capsys.readouterr()
+    assert kappa.command(["show", "--kept", kept]) == 0  # needs no --dataset
+    assert table.markdown() in capsys.readouterr().out  # an export has the constraint, too
+    assert kappa.command(["show", "--kept", kept, "--tasks", "walker2d-medium-v2"]) == 2
+    assert "no run is left" in capsys.readouterr().err
+    for arguments, fault in ((["run", "--kept", kept], "--kept goes with show"), (["show"], "required: --dataset")):
+        with pytest.raises(SystemExit):
+            kappa.command(arguments)
+        assert fault in capsys.readouterr().err
 
 
 def test_the_command_line(tmp_path, capsys):

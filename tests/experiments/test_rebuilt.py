@@ -21,13 +21,15 @@ from tests.report.test_report import make_run
 from tests.small import d4rl_file
 from utils import options
 from utils.errors import UserError
+from utils.report.__main__ import main as report
 from utils.report.build import make_report
 from utils.report.figures import _spread
+from utils.report.kept import PLAYED
 from utils.report.overview import AGAIN, UNCHOSEN, overview
 from utils.report.runs import Labels
 from utils.report.tables import Choice, Table
-from utils.runs.columns import PLAYED_HOW
-from utils.runs.played import read_played, save_played
+from utils.runs.columns import PLAYED_COLUMNS, PLAYED_HOW
+from utils.runs.played import played_rows, played_scores, save_played
 
 ROWS = {"hopper-medium-v2": 1_000_000, "walker2d-medium-v2": 250_000}
 
@@ -240,8 +242,8 @@ def played(folder: Path, step: int, scores: Sequence[float], **differs: object) 
 
 
 def test_episodes_played_again_stand_beside_the_scores(tmp_path):
-    folders = [known_run(tmp_path, [10, 20], algo, seed) for algo in ("diffcps", "dtql") for seed in (0, 1)]
-    assert read_played(folders[0], 40, {"eval_seeds": "fresh"}) is None
+    folders = [known_run(tmp_path / "runs", [10, 20], algo, seed) for algo in ("diffcps", "dtql") for seed in (0, 1)]
+    assert played_rows(folders[0]) == []
     for folder, scores in zip(folders[:3], ([30, 40], [50, 60], [70, 80]), strict=True):
         played(folder, 40, scores)
         played(folder, 40, [0.0, 0.0, 0.0], eval_seeds="published")  # not new ones
@@ -251,19 +253,28 @@ def test_episodes_played_again_stand_beside_the_scores(tmp_path):
         played(folder, 20, [0.0, 0.0, 0.0])  # other weights
     played(folders[0], 40, [90.0])  # fewer episodes
     own = {"eval_seeds": "fresh", "action_candidates": 50, "backend": "mujoco"}
-    assert read_played(folders[0], 40, own).tolist() == [30, 40]
-    assert read_played(folders[0], 40, {"eval_seeds": "fresh", "action_candidates": 50}).tolist() == [0, 0, 0]
-    assert read_played(folders[0], 40, {"execution": "eager", "episodes": 1}).tolist() == [90]
-    _, table = shown(tmp_path)
+    rows = played_rows(folders[0])
+    assert played_scores([], 40, {}) is None and played_scores(rows, 30, {}) is None
+    assert played_scores(rows, 40, own).tolist() == [30, 40]
+    assert played_scores(rows, 40, {"eval_seeds": "fresh", "action_candidates": 50}).tolist() == [0, 0, 0]
+    assert played_scores(rows, 40, {"execution": "eager", "episodes": 1}).tolist() == [90]
+    _, table = shown(tmp_path / "runs")
     (row,) = (row for row in table.rows if row[3] == AGAIN)
     assert list(row[4:6]) == ["45.0 ± 10.0", "75.0 (seed 0)"]
     (row,) = (row for row in table.rows if row[3] == UNCHOSEN)
     assert list(row[4:6]) == ["14.3 ± 3.3", "24.3 (seed 0)"]
     notes = [note for note in table.notes if "episodes per seed" in note]
     assert [note[0] for note in notes] == ["‡", "§"] and "2 episodes" in notes[0] and "3 episodes" in notes[1]
-    (folders[1] / "played.csv").write_text("step\n1\n")
-    with pytest.raises(UserError, match="other columns"):
-        shown(tmp_path)
+    kept = tmp_path / "kept"
+    assert report([str(tmp_path / "runs"), "--label", "rebuilt, full size=/sets", "--export", str(kept)]) == 0
+    assert report([str(kept), "--export", str(tmp_path / "again")]) == 0
+    assert (kept / PLAYED).read_bytes() == (tmp_path / "again" / PLAYED).read_bytes()
+    copied = make_report([kept], Labels(), Choice(), extra=rebuilt.tables).tables("rebuilt, full size")[-1]
+    assert copied == table  # an export has the replays, too
+    for text, fault in (("step\n1\n", "other columns"), (f"{','.join(PLAYED_COLUMNS)}\n1,2\n", "too few fields")):
+        (folders[1] / "played.csv").write_text(text)
+        with pytest.raises(UserError, match=fault):
+            shown(tmp_path / "runs")
 
 
 def test_a_run_that_never_chose_by_q_has_one_line(tmp_path):

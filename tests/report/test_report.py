@@ -27,8 +27,10 @@ from utils.errors import UserError
 from utils.report import figures, protocols
 from utils.report.__main__ import main
 from utils.report.export import portable
+from utils.report.kept import EPISODES, RUNS
+from utils.report.kept import METRICS as KEPT_METRICS
 from utils.report.names import short_names
-from utils.report.runs import EPISODES, RUNS, Labels, SeedRun, find_runs, group, read_run, read_runs
+from utils.report.runs import Labels, SeedRun, find_runs, group, read_run, read_runs
 from utils.report.statistics import bootstrap_interval, interquartile_mean, performance_profile, resample, t_interval
 from utils.report.tables import Choice, Published, make_rows
 from utils.runs.folder import describe_run, prepare_folders
@@ -525,9 +527,14 @@ def test_a_damaged_line_of_an_export_costs_a_warning(tmp_path, capsys):
     assert main([str(kept)]) == 0
     out, err = capsys.readouterr()
     assert f"note: left out: {kept / RUNS}, line 2: " in err and "| 0,2 | 10.0 ± 0.0 |" in out
-    (kept / EPISODES).write_bytes((kept / EPISODES).read_bytes()[:-9])
-    assert main([str(kept)]) == 2
-    assert "is not what --export writes" in capsys.readouterr().err
+    for name in (KEPT_METRICS, EPISODES):
+        whole = (kept / name).read_bytes()
+        for damaged in (whole[:-9], gzip.compress(gzip.decompress(whole).replace(b"\n1,", b"\nx,"))):
+            (kept / name).write_bytes(damaged)
+            assert main([str(kept)]) == 2
+            assert "is not what --export writes" in capsys.readouterr().err
+        (kept / name).write_bytes(whole)
+    assert main([str(kept)]) == 0
 
 
 @pytest.mark.slow
@@ -636,13 +643,32 @@ def test_an_export_says_the_same_and_keeps_no_path(tmp_path, capsys):
     for name in ("scores.csv", "runs.md", "rebuilt.tex", "official-d4rl.md"):
         assert (tmp_path / "1" / "tables" / name).read_text() == (tmp_path / "2" / "tables" / name).read_text()
     text, table = (kept / RUNS).read_text(), gzip.decompress((kept / EPISODES).read_bytes()).decode()
-    assert sorted(path.name for path in kept.iterdir()) == [EPISODES, RUNS] and len(text.splitlines()) == 4
-    assert "secret" not in text + table and str(tmp_path) not in text + table and "ab" * 32 in text
+    assert sorted(path.name for path in kept.iterdir()) == [EPISODES, KEPT_METRICS, RUNS]
+    assert len(text.splitlines()) == 4 and "ab" * 32 in text
+    everything = text + table + gzip.decompress((kept / KEPT_METRICS).read_bytes()).decode()
+    assert "secret" not in everything and str(tmp_path) not in everything
     assert table.splitlines()[1] == "0,official D4RL,diffusion_ql,hopper-medium-v2,0,20,0,0.0,0.0,5,0,0.1"
-    for name in (RUNS, EPISODES):  # the same bytes, also of a copy
+    for name in (RUNS, EPISODES, KEPT_METRICS):  # the same bytes, also of a copy
         assert (kept / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert main([str(kept), "--export", str(kept)]) == 2
     assert "holds an export already" in capsys.readouterr().err
+
+
+def test_an_export_keeps_every_epoch(tmp_path):
+    make_run(tmp_path / "a", [90.0, 80.0], [0.1, 1 / 3])
+    make_run(tmp_path / "a", [1.0, 2.0, 3.0], [0.1, 0.2, float("nan")], "diffusion_ql", seed=2)
+    assert main([str(tmp_path / "a"), "--export", str(tmp_path / "kept")]) == 0
+    table = gzip.decompress((tmp_path / "kept" / KEPT_METRICS).read_bytes()).decode().splitlines()
+    assert table[0].startswith("run,step,") and {line.split(",")[0] for line in table[1:]} == {"0", "1"}
+    before, after = found(tmp_path / "a"), found(tmp_path / "kept")
+    assert [run.algo for run in before] == [run.algo for run in after] == ["diffcps", "diffusion_ql"]
+    for own, copy in zip(before, after, strict=True):
+        known = {name: values for name, values in own.metrics.items() if not np.isnan(values).all()}
+        assert len(known["step"]) >= 2 and set(copy.metrics) == set(known)
+        for name, values in known.items():  # to the last bit
+            np.testing.assert_array_equal(copy.metrics[name], values)
+    (tmp_path / "kept" / KEPT_METRICS).unlink()  # as exports of earlier versions are
+    assert [dict(run.metrics) for run in found(tmp_path / "kept")] == [{}, {}]
 
 
 def test_an_export_beside_runs_is_read_as_itself(tmp_path):

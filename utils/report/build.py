@@ -99,7 +99,7 @@ def select(runs: Sequence[SeedRun], only: Sequence[str]) -> list[SeedRun]:
         name, _, values = text.partition("=")
         facts = [{**r.settings, "data": r.label, "task": r.env_name, "algorithm": r.algo, "steps": r.total_steps,
                   "seed": r.seed} for r in kept]  # fmt: skip
-        if not any(name in own for own in facts):
+        if kept and not any(name in own for own in facts):
             raise UserError(f"--only {text}: none of the runs has {name!r}")
         kept = [r for r, own in zip(kept, facts, strict=True) if name in own and plain(own[name]) in values.split(",")]
     if not kept:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from utils.report.tables import (
     number,
     with_deviation,
 )
-from utils.runs.played import read_played, way_of
+from utils.runs.played import played_scores, way_of
 
 SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
 AGAIN, UNCHOSEN = "last, played again ‡", "the same, one action per state §"
@@ -115,7 +114,7 @@ def _again(cell: Cell, differs: Mapping[str, Any]) -> tuple[str, set[int]]:
     if differs and differs.items() <= own.items():
         return "", set()
     how = {"eval_seeds": "fresh", **own, **differs}
-    played = {run.seed: read_played(Path(run.place), cell.total_steps, how) for run in cell.runs}
+    played = {run.seed: played_scores(run.played(), cell.total_steps, how) for run in cell.runs}
     found = {seed: scores for seed, scores in played.items() if scores is not None}
     if not found:
         return "", set()

@@ -10,11 +10,9 @@ In a notebook:
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import itertools
 import json
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +23,12 @@ import pandas as pd
 
 import hyperparameters
 from utils.errors import UserError
+from utils.report.kept import NUMBERS, RUNS, read_kept
 from utils.runs.columns import RUNAWAY, STOPPED
 from utils.runs.constraint import Constraint, constraint_lines
+from utils.runs.played import played_rows
 from utils.runs.reading import read_config, read_evaluations, read_events, read_metrics
 
-RUNS, EPISODES = "runs.jsonl", "episodes.csv.gz"  # an export: a line of settings per run, and a row per episode
-# Columns of an export's episodes that are read; those that name the run for a reader stand before them.
-NUMBERS = {"run": "int64", "step": "int64", "episode": "int64", "return": "float64", "score": "float64",
-           "length": "int64", "unstable": "int64", "loss": "float64"}  # fmt: skip
 # How long and how often, not what: these do not make another method.
 LENGTH = ("pretrain_epochs", "num_epochs", "num_steps_per_epoch", "eval_interval", "eval_episodes")
 # Run options beside the settings that change what a score means, with the value that needs no mention.
@@ -95,7 +91,8 @@ class SeedRun:
     those of `LENGTH`. total_steps: what the run was asked for. episodes: a row per episode with `step`, `episode`,
     `return`, `score` (normalised, in percent), `length`, `unstable` and `loss`, the mean loss on the data's actions
     since the evaluation before (NaN without one). metrics: columns of `metrics.csv` (`step` among them), NaN where
-    empty; none in an export. events: what happened at which step (`faults`).
+    empty; none in an export of earlier versions. events: what happened at which step (`faults`). kept: an export's
+    rows of `played.csv`; None: they are in the run's folder.
     """
 
     place: str
@@ -110,6 +107,11 @@ class SeedRun:
     metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
     events: Sequence[tuple[int, str]] = ()
     named: int = 0
+    kept: Sequence[Mapping[str, str]] | None = None
+
+    def played(self) -> Sequence[Mapping[str, str]]:
+        """`PLAYED_COLUMNS` of the episodes that `play.py` added. Raises UserError for a file that it did not write."""
+        return played_rows(Path(self.place)) if self.kept is None else self.kept
 
     @property
     def steps(self) -> np.ndarray:
@@ -267,25 +269,16 @@ def read_run(folder: Path, labels: Labels) -> SeedRun:
 
 
 def read_export(folder: Path, labels: Labels) -> tuple[list[SeedRun], list[str]]:
-    """The runs of an export, and a line for each that cannot be read. Raises UserError for damaged episodes."""
+    """The runs of an export, and a line for each that cannot be read. Raises UserError for damaged tables."""
     runs, notes = [], []
-    try:
-        lines = (folder / RUNS).read_text(encoding="utf-8").splitlines()
-        with gzip.open(folder / EPISODES, "rt", encoding="utf-8", newline="") as file:
-            # Floats as text at first: what pandas' own parser reads may differ in the last bit.
-            text = {name: str if kind == "float64" else kind for name, kind in NUMBERS.items()}
-            frame = pd.read_csv(file, usecols=list(NUMBERS), dtype=text, keep_default_na=False)
-        for name in (name for name, kind in NUMBERS.items() if kind == "float64"):
-            frame[name] = [float(value or "nan") for value in frame[name]]
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise UserError(f"{folder} is not what --export writes ({type(error).__name__}: {error})") from error
-    episodes = dict(iter(frame.groupby("run", sort=False)))
-    for number, line in enumerate(lines):
+    kept = read_kept(folder)
+    for number, line in enumerate(kept.lines):
         place = f"{folder / RUNS}, line {number + 1}"
         try:
             config = json.loads(line)
-            own = episodes.get(number, frame[:0]).drop(columns="run").reset_index(drop=True)
-            runs.append(_seed_run(place, config, own, labels, {}, config.pop("events", [])))
+            events, metrics = config.pop("events", []), kept.metrics_of(number)
+            run = _seed_run(place, config, kept.episodes_of(number), labels, metrics, events)
+            runs.append(dataclasses.replace(run, kept=kept.played_of(number)))
         except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             notes.append(f"left out: {place}: {error}")
     return runs, notes

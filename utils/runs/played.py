@@ -46,21 +46,34 @@ def save_played(folder: Path, how: Mapping[str, Any], episodes: Sequence[Mapping
     return path
 
 
-def read_played(folder: Path, step: int, how: Mapping[str, Any]) -> np.ndarray | None:
+def played_scores(rows: Sequence[Mapping[str, str]], step: int, how: Mapping[str, Any]) -> np.ndarray | None:
     """Scores [E] of the episodes that a seed's weights of `step` were played again for, as `how` has it.
 
-    how: some of `PLAYED_HOW`. Of several ways the one with the most episodes, None where there is none. Raises
-    UserError where the file is not what `save_played` writes.
+    how: some of `PLAYED_HOW`. Of several ways the one with the most episodes, None where there is none.
     """
     wanted = {name: str(value) for name, value in {**how, "step": step}.items()}
     ways: dict[tuple[str, ...], list[float]] = {}
-    try:
-        for row in _rows(folder / PLAYED_FILE):
-            if wanted.items() <= row.items():
-                ways.setdefault(tuple(row[name] for name in PLAYED_HOW), []).append(float(row["normalized_score"]))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / PLAYED_FILE} is not what play.py writes ({error}); move it away") from error
+    for row in rows:
+        if wanted.items() <= row.items():
+            ways.setdefault(tuple(row[name] for name in PLAYED_HOW), []).append(float(row["normalized_score"]))
     return np.array(max(ways.values(), key=len)) if ways else None
+
+
+def played_rows(folder: Path) -> list[dict[str, str]]:
+    """`PLAYED_COLUMNS` of every episode of a seed's folder that was played again, as text.
+
+    Raises UserError where the file is not what `save_played` writes.
+    """
+    path = folder / PLAYED_FILE
+    try:
+        rows = _rows(path)
+        for row in rows:
+            if set(row) != set(PLAYED_COLUMNS) or None in row.values():
+                raise ValueError("a line has too many or too few fields")
+            float(row["normalized_score"])
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not what play.py writes ({error}); move it away") from error
+    return rows
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
