@@ -25,7 +25,7 @@ from utils.report.tables import (
 from utils.runs.played import played_scores, way_of
 
 SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
-AGAIN, UNCHOSEN = "last, played again ‡", "the same, one action per state §"
+AGAIN, UNCHOSEN = "last, played again ‡", "last, one action per state §"
 PLAYED: dict[str, dict[str, Any]] = {AGAIN: {}, UNCHOSEN: {"action_candidates": 1}}  # what is not the run's own
 
 
