@@ -41,7 +41,8 @@ def build_parser() -> Parser:
     add("--out", type=Path, metavar="DIR", help="write DIR/tables (Markdown, CSV, LaTeX) and DIR/figures (PNG, PDF)")
     add("--html", type=Path, metavar="FILE", help="write one self-contained page")
     add("--export", type=Path, metavar="DIR", help="write DIR/runs.jsonl, a line of settings per run, and "
-        "DIR/episodes.csv.gz, without paths of this machine and with the origin of the data written down")  # fmt: skip
+        "tables of all episodes, epochs and replays, without paths of this machine and with the origin of the data "
+        "written down")  # fmt: skip
     return parser
 
 

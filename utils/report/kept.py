@@ -16,9 +16,7 @@ from utils.runs.columns import PLAYED_COLUMNS
 
 RUNS = "runs.jsonl"
 EPISODES = "episodes.csv.gz"
-METRICS = (
-    "metrics.csv.gz"  # a row per epoch; exports of earlier versions, and of runs that kept none, have no such file
-)
+METRICS = "metrics.csv.gz"  # a row per epoch; only where runs had some, and not in exports of earlier versions
 PLAYED = "played.csv.gz"  # what play.py left, likewise
 # Columns of an export's episodes that are read; those that name the run for a reader stand before them.
 NUMBERS = {"run": "int64", "step": "int64", "episode": "int64", "return": "float64", "score": "float64",
