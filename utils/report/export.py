@@ -36,7 +36,7 @@ def export(runs: Sequence[SeedRun], target: Path) -> list[Path]:
     tables = {
         EPISODES: _episodes(runs),
         METRICS: _joined([_metrics(run) for run in runs]),
-        PLAYED: _joined([pd.DataFrame(run.played(), columns=list(PLAYED_COLUMNS), dtype=str) for run in runs]),
+        PLAYED: _joined([pd.DataFrame(run.played, columns=list(PLAYED_COLUMNS), dtype=str) for run in runs]),
     }
     target.mkdir(parents=True, exist_ok=True)
     (target / RUNS).write_text(text, encoding="utf-8")

@@ -114,7 +114,7 @@ def _again(cell: Cell, differs: Mapping[str, Any]) -> tuple[str, set[int]]:
     if differs and differs.items() <= own.items():
         return "", set()
     how = {"eval_seeds": "fresh", **own, **differs}
-    played = {run.seed: played_scores(run.played(), cell.total_steps, how) for run in cell.runs}
+    played = {run.seed: played_scores(run.played, cell.total_steps, how) for run in cell.runs}
     found = {seed: scores for seed, scores in played.items() if scores is not None}
     if not found:
         return "", set()

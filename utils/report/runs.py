@@ -15,6 +15,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ class SeedRun:
     named: int = 0
     kept: Sequence[Mapping[str, str]] | None = None
 
+    @cached_property
     def played(self) -> Sequence[Mapping[str, str]]:
         """`PLAYED_COLUMNS` of the episodes that `play.py` added. Raises UserError for a file that it did not write."""
         return played_rows(Path(self.place)) if self.kept is None else self.kept
