@@ -89,6 +89,6 @@ def test_the_table_of_known_runs(tmp_path, capsys):
 
 def test_the_command_line(tmp_path, capsys):
     assert kappa.command(["plan", "--protocol", "starts", "--dataset", str(tmp_path), "--dir", str(tmp_path)]) == 0
-    assert "kappa=auto,kappa_slack=0.3,lambda_min=0.3/diffcps/hopper-medium-v2/seeds_0,1" in capsys.readouterr().out
+    assert "kappa=auto,kappa_slack=0.1,lambda_min=1.0/diffcps/hopper-medium-v2/seeds_0,1" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         kappa.command(["plan", "--protocol", "short"])
