@@ -2,8 +2,8 @@
 
     python -m experiments.kappa plan|run|show --dataset DIR [--protocol slacks|starts] [--help]
 
-slacks: the published kappa, auto with three slacks, Diffusion-QL and cloning. starts: auto with a large lambda at the
-start, with a floor of lambda, and with a slack that opens slowly. Runs lie beside those of experiments.rebuilt, which
+slacks: the published kappa, auto with three slacks, Diffusion-QL and cloning. starts: auto with a slack that opens
+slowly, with a floor of lambda, and with a large lambda at the start. Runs lie beside those of experiments.rebuilt, which
 has the baselines.
 """
 
@@ -72,11 +72,11 @@ PROTOCOLS = {
         variants={"diffcps": [{}, *({"kappa": "auto", "kappa_slack": slack} for slack in SLACKS)]},
     ),
     "starts": _Kappa(
-        about="--kappa auto with a large lambda at the start, a floor of lambda, a slack that opens slowly",
+        about="--kappa auto with a slack that opens slowly, a floor of lambda, a large lambda at the start",
         variants={
             "diffcps": [
                 {"kappa": "auto", "kappa_slack": SLACK, **more}
-                for more in ({}, {"lambda_min": FLOOR}, {"lambda_init": 10.0}, {"kappa_opening": OPENING})
+                for more in ({}, {"kappa_opening": OPENING}, {"lambda_min": FLOOR}, {"lambda_init": 10.0})
             ]
         },
     ),
