@@ -3,8 +3,8 @@
     python -m experiments.kappa plan|run|show --dataset DIR [--protocol slacks|starts] [--help]
 
 slacks: the published kappa, auto with three slacks, Diffusion-QL and cloning. starts: auto with a slack that opens
-slowly, with a floor of lambda, and with a large lambda at the start. Runs lie beside those of experiments.rebuilt, which
-has the baselines.
+slowly, with a floor of lambda, and with a large lambda at the start. Runs lie beside those of experiments.rebuilt,
+which has the baselines.
 """
 
 from __future__ import annotations
