@@ -17,11 +17,11 @@ import numpy as np
 from experiments import rebuilt
 from experiments.study.study import Experiment, main_of
 from utils.report.build import Report
+from utils.report.overview import PLAYED, SCORES, UNCHOSEN, played_again, played_note
 from utils.report.runs import Cell, SeedRun
 from utils.report.tables import BEST_NOTE, DEVIATION_NOTE, Choice, Table, mean_and_deviation, number
 from utils.runs.constraint import Constraint
 
-SCORES = {"last": "last", "last5": "mean of last 5", "best": "best †"}
 SLACKS = (0.1, 0.3, 1.0)
 SLACK = 0.1  # of the other variants
 FLOOR = 1.0  # lambda at which Diffusion-QL stands, where its loss is within 7 percent of a clone's
@@ -32,18 +32,21 @@ def tables(report: Report, label: str) -> list[Table]:
     """A line per task and method: every score, and the constraint over the last half."""
     cells = [cell for cell in report.cells if cell.label == label]
     constraint = ["κ", "loss", "% of steps above κ", "λ"]
-    columns = ["task", "method", "gradient steps", *SCORES.values(), *constraint]
+    columns = ["task", "method", "gradient steps", *SCORES.values(), UNCHOSEN, *constraint]
     about = "κ and λ: at the end. Loss and steps above κ: of the last half. Means over seeds."
-    notes = [DEVIATION_NOTE, BEST_NOTE, about]
-    return [Table(f"The bound κ, data: {label}", columns, [_line(cell) for cell in cells], notes)] if cells else []
+    unchosen = [played_again(cell, PLAYED[UNCHOSEN]) for cell in cells]
+    counts = {n for _, found in unchosen for n in found}
+    notes = [DEVIATION_NOTE, BEST_NOTE, *([played_note(UNCHOSEN, counts)] if counts else []), about]
+    lines = [_line(cell, score) for cell, (score, _) in zip(cells, unchosen, strict=True)]
+    return [Table(f"The bound κ, data: {label}", columns, lines, notes)] if cells else []
 
 
-def _line(cell: Cell) -> list[str]:
+def _line(cell: Cell, unchosen: str) -> list[str]:
     scores = [Choice().scores(cell, protocol) for protocol in SCORES]
     texts = ["–" if one is None else mean_and_deviation(one) for one in scores]
     means = np.mean([_constraint(run) for run in cell.runs], axis=0)
     constraint = ["–" if np.isnan(x) else number(x, ".3g") for x in means]
-    return [cell.env_name, cell.method, f"{cell.reached:,}", *texts, *constraint]
+    return [cell.env_name, cell.method, f"{cell.reached:,}", *texts, unchosen or "–", *constraint]
 
 
 def _constraint(run: SeedRun) -> list[float]:

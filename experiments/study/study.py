@@ -223,7 +223,8 @@ class Study:
         folders = options.kept or self._evaluations()
         by = settings_of(self.experiment.by, options.algos)
         labels = Labels.parse(options.label or self.experiment.labels(folders))
-        only = [f"task={','.join(options.tasks)}", f"algorithm={','.join(options.algos)}"] if options.kept else []
+        asked = {"task": options.tasks, "algorithm": options.algos, "seed": map(str, parse_seeds(options.seeds))}
+        only = [f"{name}={','.join(values)}" for name, values in asked.items()] if options.kept else []
         report = make_report(folders, labels, choice, by, options.partial, self.experiment.extra, only,
                              self.experiment.compared)  # fmt: skip
         for line in report.warnings:
@@ -302,7 +303,8 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     how("--measure", action="store_true", help="plan: time runs whose speed is unknown, on this machine")
     shown = parser.add_argument_group("how to show them").add_argument
     shown("--kept", nargs="+", type=Path, metavar="DIR",
-          help="show the runs in these exports or folders, such as results/rebuilt, and none of --dir")  # fmt: skip
+          help="show the runs of these tasks, algorithms and seeds in exports or folders, such as results/rebuilt, "
+               "and none of --dir")  # fmt: skip
     shown("--label", action="append", default=[], metavar="NAME=PREFIX", help="as for python -m utils.report")
     shown("--model_selection", choices=SELECTIONS, default="none", help="as for python -m utils.report")
     shown("--partial", action="store_true", help="include unfinished runs")

@@ -12,6 +12,7 @@ from agents import AGENTS
 from experiments import kappa, rebuilt
 from experiments.study import study
 from experiments.study.planned_run import How
+from tests.experiments.test_rebuilt import played
 from tests.report.test_report import make_run
 from utils import options
 from utils.report import figures
@@ -57,13 +58,15 @@ def test_the_table_of_known_runs(tmp_path, capsys):
         header = "step,kl_loss,lambda,lambda_violated,lambda_at_bound,kappa,steps_per_s,event"
         rows = [f"{10 * k},0.{4 - k}5,0.5,{k / 4},0,0.0{seed + 4},1," for k in (1, 2, 3, 4)]
         path.write_text("\n".join([header, *rows, ""]))
+        played(path.parent, 40, [1.0, 2.0, 6.0 + 6 * seed], action_candidates=1)
     report = make_report([tmp_path], Labels(), Choice(), extra=kappa.tables)
     table = report.tables("official D4RL")[-1]
     assert [list(row) for row in table.rows] == [
         ["hopper-medium-v2", "diffcps kappa=auto kappa_slack=0.3", "40", "20.5 ± 0.5", "–", "20.5 ± 0.5",
-         "0.045", "0.1", "87.5", "0.5"],
-        ["hopper-medium-v2", "diffusion_ql", "40", "40.0 ± 0.0", "–", "40.0 ± 0.0", "–", "–", "–", "–"],
+         "4.0 ± 1.0", "0.045", "0.1", "87.5", "0.5"],
+        ["hopper-medium-v2", "diffusion_ql", "40", "40.0 ± 0.0", "–", "40.0 ± 0.0", "–", "–", "–", "–", "–"],
     ]  # fmt: skip
+    assert "§ with --action_candidates 1, so without a choice by Q, 3 episodes per seed (play.py)." in table.notes
     assert np.isnan(kappa._constraint(report.cells[1].runs[0])).all()
     figure = figures.constraint(report.cells, "title")
     assert figure is not None and len(figure.axes) == 3  # these runs have no mean Q
@@ -79,6 +82,8 @@ def test_the_table_of_known_runs(tmp_path, capsys):
     capsys.readouterr()
     assert kappa.command(["show", "--kept", kept]) == 0  # needs no --dataset
     assert table.markdown() in capsys.readouterr().out  # an export has the constraint, too
+    assert kappa.command(["show", "--kept", kept, "--seeds", "0"]) == 0
+    assert "| diffcps kappa=auto kappa_slack=0.3 | 40 | 20.0 | – | 20.0 | 3.0 | 0.04 |" in capsys.readouterr().out
     assert kappa.command(["show", "--kept", kept, "--tasks", "walker2d-medium-v2"]) == 2
     assert "no run is left" in capsys.readouterr().err
     for arguments, fault in ((["run", "--kept", kept], "--kept goes with show"), (["show"], "required: --dataset")):

@@ -47,7 +47,7 @@ def overview(cells: Sequence[Cell], label: str) -> list[Table]:
             names = [env_name, _facts(found.values(), "rows", lambda rows: f"{rows:,}"), f"{steps:,}"]
             texts = {name: _row(found, methods, _score(protocol)) for protocol, name in SCORES.items()}
             for name, differs in PLAYED.items():
-                again = {method: _again(cell, differs) for method, cell in found.items()}
+                again = {method: played_again(cell, differs) for method, cell in found.items()}
                 texts[name] = _row(again, methods, lambda scores: scores[0])
                 episodes[name] |= {n for _, counts in again.values() for n in counts}
             texts["paper"] = _row(found, methods, _paper)
@@ -105,7 +105,7 @@ def _paper(cell: Cell) -> str:
     return "" if np.isnan(mean) else with_deviation(mean, deviation)
 
 
-def _again(cell: Cell, differs: Mapping[str, Any]) -> tuple[str, set[int]]:
+def played_again(cell: Cell, differs: Mapping[str, Any]) -> tuple[str, set[int]]:
     """What `play.py` got on fresh start states with the weights of the last step; and how many episodes a seed.
 
     differs: from the run's own number of candidates and backend; where that is the run's own way, nothing.
@@ -123,6 +123,15 @@ def _again(cell: Cell, differs: Mapping[str, Any]) -> tuple[str, set[int]]:
     return mean_and_deviation(means) + some, {len(scores) for scores in found.values()}
 
 
+def played_note(name: str, counts: set[int]) -> str:
+    """What a line of `PLAYED` is, with so many episodes per seed."""
+    about = {
+        AGAIN: "‡ the last weights on new start states",
+        UNCHOSEN: "§ with --action_candidates 1, so without a choice by Q",
+    }
+    return f"{about[name]}, {' or '.join(map(str, sorted(counts)))} episodes per seed (play.py)."
+
+
 def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:
     """A fact of the cells' data; of several files all of them."""
     facts = dict.fromkeys(run.config["dataset"].get(name) for cell in cells for run in cell.runs)
@@ -131,10 +140,7 @@ def _facts(cells: Iterable[Cell], name: str, text: Callable[[Any], str]) -> str:
 
 def _notes(cells: Sequence[Cell], episodes: Mapping[str, set[int]]) -> list[str]:
     notes = [DEVIATION_NOTE, BEST_NOTE]
-    about = ("‡ the last weights on new start states", "§ with --action_candidates 1, so without a choice by Q")
-    for what, counts in zip(about, episodes.values(), strict=True):
-        if counts:
-            notes.append(f"{what}, {' or '.join(map(str, sorted(counts)))} episodes per seed (play.py).")
+    notes += [played_note(name, counts) for name, counts in episodes.items() if counts]
     if any(_paper(cell) for cell in cells):
         notes.append(PAPER_NOTE)
     notes.append("the data: mean of the set's own episodes.")
