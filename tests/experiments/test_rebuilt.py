@@ -296,6 +296,9 @@ def test_sets_of_d4rls_size_and_smaller_ones_never_share_a_table(tmp_path):
 
 
 def test_one_precision_is_a_note_and_two_are_columns(tmp_path):
+    plain = Table("t", ["dtql precision=tf32"], [["a precision=tf32"]], ["dtql precision=tf32: stopped"])
+    plain = plain.without(" precision=tf32", "Precision: tf32.")
+    assert (plain.columns, plain.rows, plain.notes) == (["dtql"], [["a"]], ["dtql: stopped", "Precision: tf32."])
     known_run(tmp_path / "a", [10], "diffcps", 0, precision="bfloat16")
     known_run(tmp_path / "a", [10], "dtql", 0, precision="bfloat16")
     _, table = shown(tmp_path)

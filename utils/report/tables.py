@@ -177,9 +177,10 @@ class Table:
     faint: Collection[int] = ()
 
     def without(self, words: str, note: str) -> Table:
-        """The table without these words in any cell, and with a note that says them."""
-        columns, *rows = ([cell.replace(words, "") for cell in row] for row in (self.columns, *self.rows))
-        return dataclasses.replace(self, columns=columns, rows=rows, notes=[*self.notes, note])
+        """The table without these words in any cell or note, and with a note that says them."""
+        columns, notes, *rows = ([text.replace(words, "") for text in row]
+                                 for row in (self.columns, self.notes, *self.rows))  # fmt: skip
+        return dataclasses.replace(self, columns=columns, rows=rows, notes=[*notes, note])
 
     def markdown(self) -> str:
         """GitHub's tables."""
