@@ -18,7 +18,7 @@ import utils.launch
 from agents import AGENTS
 from tests import small
 from tests.elsewhere import ELSEWHERE, There, elsewhere
-from tests.training.making import make_runner
+from tests.training.making import make_runner, parameters
 from utils.training.runner import Runner
 
 
@@ -102,7 +102,7 @@ def test_an_update_copies_nothing_between_devices(monkeypatch: pytest.MonkeyPatc
         copies = mode.copies
         run.run(run.agent.period)
         assert mode.copies == copies
-        run.table.rows.cpu() if run.agent.windows is None else run.table.draw_indices([torch.Generator()] * 2, 3, 1)
+        parameters(run).cpu()
         assert mode.copies == copies + 1
 
 
