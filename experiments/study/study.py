@@ -75,7 +75,8 @@ class Experiment:
     compared: bool = False
 
     def runs(self, options: argparse.Namespace) -> list[PlannedRun]:
-        """All runs that the options ask for, but for tasks that an algorithm has no settings for."""
+        """All runs that the options ask for, but for tasks that an algorithm has no settings for. Raises ValueError for
+        a variant that there is not."""
         names = list(self.grid)
         grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
         seeds = tuple(parse_seeds(options.seeds))
@@ -83,13 +84,23 @@ class Experiment:
         pairs = [(algo, task) for algo in options.algos for task in options.tasks]
         if self.task_by_task:
             pairs.sort(key=lambda pair: options.tasks.index(pair[1]))
-        return [
+        runs = [
             PlannedRun(algo, task, group, variant, *lengths_of(algo, task, options))
             for algo, task in pairs
             if hyperparameters.runs_on(algo, task)
             for variant in self.variants.get(algo, grid)
             for group in groups
         ]
+        return named(runs, options.variants) if options.variants else runs
+
+
+def named(runs: Sequence[PlannedRun], variants: Sequence[str]) -> list[PlannedRun]:
+    """Those of these variants. Raises ValueError for one that none of them is."""
+    known = list(dict.fromkeys(run.variant for run in runs))
+    for variant in variants:
+        if variant not in known:
+            raise ValueError(f"--variants {variant}: there is no such variant here, only {' '.join(known)}")
+    return [run for run in runs if run.variant in variants]
 
 
 def lengths_of(algo: str, env_name: str, options: argparse.Namespace) -> tuple[dict[str, Any], int | None]:
@@ -284,6 +295,9 @@ def build_parser(experiment: Experiment, name: str) -> Parser:
     which("--algos", nargs="+", default=list(experiment.algos), choices=list(AGENTS), metavar="ALGO",
           help=f"of {', '.join(AGENTS)} (default: {' '.join(experiment.algos)})")  # fmt: skip
     which("--tasks", nargs="+", default=list(experiment.tasks), metavar="TASK", help="(default: the artefact's)")
+    which("--variants", nargs="+", metavar="NAME",
+          help="of the settings that are compared those alone, named as in plan: the first part of a run's name "
+               "(default: all)")  # fmt: skip
     which("--dir", default="results/runs", help="folder for the results (default: %(default)s)")
     how = parser.add_argument_group("how to run them").add_argument
     how("--device", default="auto", help="as for run.py (default: %(default)s)")
@@ -322,6 +336,8 @@ def main(experiment: Experiment, name: str, argv: Sequence[str]) -> int:
         options = parser.parse_args(argv)
         if options.kept and options.action != "show":
             parser.error("--kept goes with show")
+        if options.kept and options.variants:
+            parser.error("--variants goes with planned runs, not with --kept")
         if options.dataset is None and not options.kept:
             parser.error("the following arguments are required: --dataset")
         return getattr(Study(experiment, options, command), options.action)()

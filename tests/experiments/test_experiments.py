@@ -52,6 +52,17 @@ def test_the_grids():
     assert all(run.seeds == (0, 1, 2) for run in runs)
 
 
+def test_variants_by_name(capsys):
+    table2 = table2_diffusion_steps.EXPERIMENT
+    names = ("diffusion_steps=15", "diffusion_steps=20")
+    chosen = table2.runs(given(table2, "--tasks", "hopper-medium-v2", "--variants", *names))
+    assert [run.config.diffusion_steps for run in chosen] == [15, 20]
+    options_ = ["plan", "--dataset", "local", "--variants", "diffusion_steps=16"]
+    assert study.main(table2, "table2_diffusion_steps", options_) == 2
+    known = " ".join(f"diffusion_steps={n}" for n in (5, 15, 20))
+    assert f"no such variant here, only {known}" in capsys.readouterr().err
+
+
 def test_figure_3_shows_what_table_2_has_trained(tmp_path):
     def folders(experiment: study.Experiment) -> set[Path]:
         planned = study.Study(experiment, given(experiment, "--dir", str(tmp_path), "--dataset", "local"))
