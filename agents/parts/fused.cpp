@@ -166,18 +166,17 @@ void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns
 
 // --- Products -------------------------------------------------------------------------------------------------------
 
+bool in_floats = false;  // whether bfloat16 numbers are multiplied as the floats that they are; fused.py says when
+
 // Pairs of the left-hand matrix: that of row i and pair q stands at data[i * row + q * pair].
 struct Left {
   const int32_t* data;
   long row, pair;
 };
 
-// R rows times V x 16 columns; `finish(r, v, sums)` takes what comes out.
-template <int R, int V, class Finish>
-inline void tile(Left a, const int32_t* panel, long pairs, const Finish& finish) {
-  __m512 sums[R][V];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
+// sums += R rows of a times V x 16 columns of a panel.
+template <int R, int V>
+inline void multiply_pairs(Left a, const int32_t* panel, long pairs, __m512 (&sums)[R][V]) {
   for (long q = 0; q < pairs; q++) {
     __m512bh b[V];
 #pragma GCC unroll 4
@@ -189,6 +188,64 @@ inline void tile(Left a, const int32_t* panel, long pairs, const Finish& finish)
       for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], x, b[v]);
     }
   }
+}
+
+// The two of each pair as floats: a bfloat16 is the upper half of one.
+__m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+__m512 odd_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000))); }
+
+constexpr long CHUNK = 64;  // pairs of a row that are taken apart at once and stay in the nearest cache
+
+// R rows of at most CHUNK pairs as floats. Gives {row, pair}: the even one of row r and pair q then stands at
+// floats[r * row + q * pair], the odd one 16 CHUNK further.
+template <int R>
+std::pair<long, long> taken_apart(Left a, long count, float* floats) {
+  auto take = [&](const int32_t* from, __mmask16 mask, float* to) {
+    const __m512i pairs = _mm512_maskz_loadu_epi32(mask, from);
+    _mm512_storeu_ps(to, even_of(pairs)), _mm512_storeu_ps(to + 16 * CHUNK, odd_of(pairs));
+  };
+  if (a.pair == 1) {
+    for (int r = 0; r < R; r++)
+      for (long q = 0; q < count; q += 16) take(a.data + r * a.row + q, first(count - q), floats + r * CHUNK + q);
+    return {CHUNK, 1};
+  }
+  for (long q = 0; q < count; q++) take(a.data + q * a.pair, first(R), floats + 16 * q);  // a.row is 1
+  return {1, 16};
+}
+
+// The same as `multiply_pairs`, in products of floats.
+template <int R, int V>
+inline void multiply_floats(Left a, const int32_t* panel, long pairs, __m512 (&sums)[R][V]) {
+  alignas(64) float floats[2 * 16 * CHUNK];
+  for (; pairs > 0; pairs -= CHUNK, a.data += CHUNK * a.pair, panel += CHUNK * WIDTH) {
+    const long count = std::min(CHUNK, pairs);
+    const auto [row, pair] = taken_apart<R>(a, count, floats);
+    for (long q = 0; q < count; q++)
+      for (int odd = 0; odd < 2; odd++) {
+        __m512 b[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+          const __m512i both = _mm512_loadu_si512(panel + q * WIDTH + 16 * v);
+          b[v] = odd ? odd_of(both) : even_of(both);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+          const __m512 x = constant(floats[odd * 16 * CHUNK + r * row + q * pair]);
+#pragma GCC unroll 4
+          for (int v = 0; v < V; v++) sums[r][v] = _mm512_fmadd_ps(x, b[v], sums[r][v]);
+        }
+      }
+  }
+}
+
+// R rows times V x 16 columns; `finish(r, v, sums)` takes what comes out.
+template <int R, int V, class Finish>
+inline void tile(Left a, const int32_t* panel, long pairs, const Finish& finish) {
+  __m512 sums[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
+  if (in_floats) multiply_floats<R, V>(a, panel, pairs, sums);
+  else multiply_pairs<R, V>(a, panel, pairs, sums);
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) finish(r, sums[r]);
 }
@@ -807,6 +864,7 @@ Tensors chain_gradient(const Tensor& g_, const Tensor& z, const Tensor& x_, at::
 
 TORCH_LIBRARY(diffcps, library) {
   library.def("chain(" GIVEN ", bool keep) -> (Tensor, Tensor)");
+  library.def("in_floats(bool whether) -> ()", [](bool whether) { in_floats = whether; });
   library.def("chain_gradient(Tensor g, Tensor z, " GIVEN ", int[] wanted) -> Tensor[]");
 }
 TORCH_LIBRARY_IMPL(diffcps, CPU, library) {

@@ -22,11 +22,15 @@ ACTIVATIONS = {"identity": lambda z: z, "relu": torch.relu, "mish": functional.m
 NEAR = 0.012
 
 
-@pytest.fixture
-def compiled() -> None:
+@pytest.fixture(params=["in pairs", "in floats"])
+def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The library, with each of its two ways to multiply."""
     fused.prepare()
     if not fused.ready:
         pytest.skip("no AVX512-BF16, or no C++ compiler, or AMX, which PyTorch uses better")
+    torch.ops.diffcps.in_floats(request.param == "in floats")
+    yield
+    torch.ops.diffcps.in_floats(fused.in_floats())
 
 
 @dataclass
@@ -129,6 +133,15 @@ def test_numbers_and_gradients_are_those_of_double_precision(given: Given, kind:
         # What a normalisation takes away, a shift of all, has a gradient of rounding errors alone.
         floor = 1e-2 * far.numel() ** 0.5 if given.norms else 0.0
         assert (near - far).norm() <= NEAR * far.norm() + floor
+
+
+@pytest.mark.usefixtures("compiled")
+def test_floats_are_multiplied_where_asked_for(request: pytest.FixtureRequest) -> None:
+    """The processor's product of pairs takes 2^-130, below the normal numbers, for 0."""
+    x, weight = torch.full((1, 1, 2), 2.0**-130).bfloat16(), torch.full((1, 1, 2), 2.0**100)
+    out = fused.chain(x, [(weight, torch.zeros(1, 1, 1))], "identity")
+    in_floats = "in floats" in request.node.name
+    assert out.item() == (2.0**-29 if in_floats else 0.0)
 
 
 @pytest.mark.usefixtures("compiled")
