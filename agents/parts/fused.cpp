@@ -99,6 +99,8 @@ __m512 slope_of(__m512 z) {
   return constant(1);
 }
 
+bool in_floats = false;  // whether bfloat16 numbers are multiplied as the floats that they are; fused.py says when
+
 // --- Packing: bfloat16 in pairs (k, k + 1), as the processor multiplies them ---------------------------------------
 
 void transpose(__m512i r[16]) {
@@ -127,6 +129,20 @@ void transpose(__m512i r[16]) {
   }
 }
 
+// The two of each pair as floats: a bfloat16 is the upper half of one.
+__m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+__m512 odd_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000))); }
+
+// Numbers of 32 bits in a panel of so many pairs along k. As floats pair q takes two rows, 2 q and 2 q + 1.
+long size_of_panel(long pairs) { return pairs * WIDTH * (in_floats ? 2 : 1); }
+
+// 16 pairs of a panel.
+void put(int32_t* panel, long q, long column, __m512i pairs) {
+  if (!in_floats) return _mm512_storeu_si512(panel + q * WIDTH + column, pairs);
+  _mm512_storeu_ps(panel + 2 * q * WIDTH + column, even_of(pairs));
+  _mm512_storeu_ps(panel + (2 * q + 1) * WIDTH + column, odd_of(pairs));
+}
+
 // w [n, k] with rows `stride` apart, its columns c .. c + 63 of w^T -> a panel [k / 2, 64] of pairs along k.
 void panel_of_transposed(const float* w, long stride, long n, long k, long c, int32_t* panel) {
   for (long row = 0; row < WIDTH; row += 16)
@@ -140,15 +156,15 @@ void panel_of_transposed(const float* w, long stride, long n, long k, long c, in
       }
       transpose(r);
       long pairs = std::min(16L, (k - q + 1) / 2);
-      for (long i = 0; i < pairs; i++) _mm512_storeu_si512(panel + (q / 2 + i) * WIDTH + row, r[i]);
+      for (long i = 0; i < pairs; i++) put(panel, q / 2 + i, row, r[i]);
     }
 }
 
-// Pairs of rows of act(x) [k, n]: columns c .. c + columns - 1 -> [k / 2, width], zeros beyond n and k. Also their sums
-// over the rows, unless `sums` is null.
-template <Kind kind, class T>
-void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns, int32_t* out, long width,
-                   float* sums = nullptr) {
+// Pairs of rows of act(x) [k, n]: `store_pairs(q, i, pairs)` takes those of rows 2 q and 2 q + 1 and of 16 columns from
+// c + i on, i below `columns`, zeros beyond n and k. Also their sums over the rows, unless `sums` is null.
+template <Kind kind, class T, class Store>
+void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns, float* sums,
+                   const Store& store_pairs) {
   for (long i = 0; i < columns; i += 16) {
     const __mmask16 mask = first(n - c - i);
     __m512 sum = _mm512_setzero_ps();
@@ -158,15 +174,20 @@ void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns
       __m512 other = 2 * q + 1 < k ? activated<kind>(load(from + stride, mask)) : _mm512_setzero_ps();
       if (sums) sum = _mm512_add_ps(_mm512_add_ps(sum, one), other);
       __m512i low = _mm512_cvtepu16_epi32(rounded(one)), high = _mm512_cvtepu16_epi32(rounded(other));
-      _mm512_storeu_si512(out + q * width + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+      store_pairs(q, i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
     if (sums) store(sums + c + i, mask, sum);
   }
 }
 
-// --- Products -------------------------------------------------------------------------------------------------------
+// The same as panel number p.
+template <Kind kind, class T>
+void panel_of_rows(const T* x, long stride, long k, long n, long p, int32_t* panel) {
+  pairs_of_rows<kind>(x, stride, k, n, p * WIDTH, WIDTH, nullptr,
+                      [=](long q, long i, __m512i pairs) { put(panel, q, i, pairs); });
+}
 
-bool in_floats = false;  // whether bfloat16 numbers are multiplied as the floats that they are; fused.py says when
+// --- Products -------------------------------------------------------------------------------------------------------
 
 // Pairs of the left-hand matrix: that of row i and pair q stands at data[i * row + q * pair].
 struct Left {
@@ -189,10 +210,6 @@ inline void multiply_pairs(Left a, const int32_t* panel, long pairs, __m512 (&su
     }
   }
 }
-
-// The two of each pair as floats: a bfloat16 is the upper half of one.
-__m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-__m512 odd_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000))); }
 
 constexpr long CHUNK = 64;  // pairs of a row that are taken apart at once and stay in the nearest cache
 
@@ -217,17 +234,14 @@ std::pair<long, long> taken_apart(Left a, long count, float* floats) {
 template <int R, int V>
 inline void multiply_floats(Left a, const int32_t* panel, long pairs, __m512 (&sums)[R][V]) {
   alignas(64) float floats[2 * 16 * CHUNK];
-  for (; pairs > 0; pairs -= CHUNK, a.data += CHUNK * a.pair, panel += CHUNK * WIDTH) {
+  for (; pairs > 0; pairs -= CHUNK, a.data += CHUNK * a.pair, panel += size_of_panel(CHUNK)) {
     const long count = std::min(CHUNK, pairs);
     const auto [row, pair] = taken_apart<R>(a, count, floats);
     for (long q = 0; q < count; q++)
       for (int odd = 0; odd < 2; odd++) {
         __m512 b[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) {
-          const __m512i both = _mm512_loadu_si512(panel + q * WIDTH + 16 * v);
-          b[v] = odd ? odd_of(both) : even_of(both);
-        }
+        for (int v = 0; v < V; v++) b[v] = _mm512_loadu_ps(panel + (2 * q + odd) * WIDTH + 16 * v);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           const __m512 x = constant(floats[odd * 16 * CHUNK + r * row + q * pair]);
@@ -376,7 +390,7 @@ void products(const Chain& c, long rows, long columns, long pairs, const int32_t
     const long start = std::min(rows, rounded_up(rows * chunk / chunks, ROWS));
     const long stop = chunk + 1 == chunks ? rows : std::min(rows, rounded_up(rows * (chunk + 1) / chunks, ROWS));
     const __mmask16 masks[4] = {first(here), first(here - 16), first(here - 32), first(here - 48)};
-    product(start, stop, here, left(m), panels + (m * across + p) * size + skipped * WIDTH, pairs,
+    product(start, stop, here, left(m), panels + (m * across + p) * size + size_of_panel(skipped), pairs,
             [&](long i, const auto& sums) __attribute__((always_inline)) {
               const auto finish_vector = finish(m, i);
 #pragma GCC unroll 4
@@ -409,7 +423,7 @@ Matrices in_pairs(const Chain& c, const Matrices& x, long inputs) {
 // h = act(z), z = x W^T + c, rounded; z is kept unless it is null.
 template <Kind kind>
 void layer(const Chain& c, const Layer& l, const Matrices& x, long inputs, bf16* z, bf16* h) {
-  const long pairs = (inputs + 1) / 2, across = panels_of(l.outputs), size = pairs * WIDTH;
+  const long pairs = (inputs + 1) / 2, across = panels_of(l.outputs), size = size_of_panel(pairs);
   const Matrices rows = in_pairs(c, x, inputs);
   int32_t* panels = scratch<int32_t>(c, PANELS, c.members * across * size);
   everywhere(c, across, [&](long m, long p) {
@@ -575,7 +589,7 @@ void weight_gradient(const Chain& c, const Layer& l, long inputs, const int32_t*
   float* gw = static_cast<float*>(l.weight_gradient);
   for (long q = 0; q < pairs; q += DEPTH) {
     products(
-        c, l.outputs, inputs, std::min(DEPTH, pairs - q), panels, q, pairs * WIDTH,
+        c, l.outputs, inputs, std::min(DEPTH, pairs - q), panels, q, size_of_panel(pairs),
         [&](long m) { return Left{left + (m * pairs + q) * across, 1, across}; },
         [&](long m, long i) {
           float* to = gw + (m * l.outputs + i) * inputs;
@@ -600,20 +614,21 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
     });
   }
   if (!l.weight_gradient && !(l.offset_gradient && summed)) return;
-  const long pairs = (c.rows + 1) / 2, across = rounded_up(l.outputs, 16), size = pairs * WIDTH;
+  const long pairs = (c.rows + 1) / 2, across = rounded_up(l.outputs, 16), size = size_of_panel(pairs);
   int32_t* left = scratch<int32_t>(c, LEFT, c.members * pairs * across);
   float* sums = summed ? static_cast<float*>(l.offset_gradient) : nullptr;
   everywhere(c, across / 16, [&](long m, long part) {
+    int32_t* to = left + m * pairs * across + 16 * part;
     pairs_of_rows<IDENTITY>(gz + m * c.rows * width, width, c.rows, l.outputs, 16 * part, 16,
-                            left + m * pairs * across + 16 * part, across, sums ? sums + m * l.outputs : nullptr);
+                            sums ? sums + m * l.outputs : nullptr,
+                            [=](long q, long, __m512i both) { _mm512_storeu_si512(to + q * across, both); });
   });
   if (!l.weight_gradient) return;
   const long panels_across = panels_of(inputs);
   int32_t* panels = scratch<int32_t>(c, PANELS, c.members * panels_across * size);
   typed(x, [&](auto* data) {
     everywhere(c, panels_across, [&](long m, long p) {
-      pairs_of_rows<kind>(data + m * x.member, x.row, c.rows, inputs, p * WIDTH, WIDTH,
-                          panels + (m * panels_across + p) * size, WIDTH);
+      panel_of_rows<kind>(data + m * x.member, x.row, c.rows, inputs, p, panels + (m * panels_across + p) * size);
     });
   });
   weight_gradient(c, l, inputs, panels, left, across);
@@ -623,11 +638,11 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
 template <Kind kind, class X>
 void input_gradient(const Chain& c, const Layer& l, long inputs, const bf16* gz, long width, const bf16* z, X* gx,
                     long gx_width) {
-  const long pairs = width / 2, across = panels_of(inputs), size = pairs * WIDTH;
+  const long pairs = width / 2, across = panels_of(inputs), size = size_of_panel(pairs);
   int32_t* panels = scratch<int32_t>(c, PANELS, c.members * across * size);
   everywhere(c, across, [&](long m, long p) {
-    pairs_of_rows<IDENTITY>(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p * WIDTH, WIDTH,
-                            panels + (m * across + p) * size, WIDTH);
+    panel_of_rows<IDENTITY>(member<float>(l.weight, m), l.weight.row, l.outputs, inputs, p,
+                            panels + (m * across + p) * size);
   });
   const int32_t* rows = reinterpret_cast<const int32_t*>(gz);
   products(
