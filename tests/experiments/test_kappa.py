@@ -26,7 +26,7 @@ def given(protocol: str, *arguments: str) -> argparse.Namespace:
     return study.build_parser(kappa.PROTOCOLS[protocol], "x").parse_args(["plan", "--dataset", "X", *arguments])
 
 
-@pytest.mark.parametrize(("protocol", "number"), [("slacks", 18), ("starts", 12)])
+@pytest.mark.parametrize(("protocol", "number"), [("slacks", 21), ("starts", 12)])
 def test_run_understands_every_command(tmp_path, protocol, number):
     for task in kappa.PROTOCOLS[protocol].tasks:
         (tmp_path / f"{task}.hdf5").touch()
