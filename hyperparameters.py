@@ -152,8 +152,9 @@ class DiffCPSConfig(AverageConfig, ChainConfig):
         auto=True,
         alias="target_kl",
     )
-    kappa_slack: float = setting(0.2, "with --kappa auto: share of the clone's loss that the policy may be above it",
-                                 at_least=0)  # fmt: skip
+    kappa_slack: float = setting(
+        0.2, "with --kappa auto (which brings 0.03): share of the clone's loss that the policy may be above", at_least=0
+    )
     kappa_opening: int = setting(0, "with --kappa auto: gradient steps over which the slack grows from 0",
                                  at_least=0, scales=True)  # fmt: skip
     lambda_init: float = setting(1.0, "lambda at the start")
@@ -170,7 +171,8 @@ class DiffCPSConfig(AverageConfig, ChainConfig):
 
 
 CONFIGS["diffcps"] = DiffCPSConfig
-PRESETS["diffcps"] = {"kappa": {"auto": {"lambda_update": "pi"}}}
+# At a slack of 0.1 Q rules before it knows anything (docs/results.md).
+PRESETS["diffcps"] = {"kappa": {"auto": {"lambda_update": "pi", "kappa_slack": 0.03}}}
 DOMAIN_SETTINGS["diffcps"] = {
     "antmaze": {"num_epochs": 1000},
     "adroit": {"eval_episodes": 10},  # neither the paper nor its code has Adroit or Kitchen

@@ -266,7 +266,7 @@ def test_a_value_beyond_a_bound_is_refused(algo: str) -> None:
 
 def test_kappa_may_be_auto_and_brings_a_lambda_that_follows() -> None:
     config, found = hyperparameters.resolve("diffcps", "hopper-medium-v2", {"kappa": "auto"})
-    assert found["kappa"] == ("auto", "command line") and config.kappa_slack == 0.2
+    assert found["kappa"] == ("auto", "command line") and config.kappa_slack == 0.03
     assert found["lambda_update"] == ("pi", "kappa auto") and hyperparameters.DiffCPSConfig().lambda_update == "ascent"
     assert hyperparameters.get("diffcps", "hopper-medium-v2", kappa="auto", lambda_update="ascent") == (
         dataclasses.replace(config, lambda_update="ascent")
