@@ -22,14 +22,14 @@ ACTIVATIONS = {"identity": lambda z: z, "relu": torch.relu, "mish": functional.m
 NEAR = 0.012
 
 
-@pytest.fixture(params=["in pairs", "in floats"])
-def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The library, with each of its two ways to multiply."""
+@pytest.fixture(params=[False, True], ids=["in pairs", "in floats"])
+def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """The library, with each of its two ways to multiply: whether it is in floats."""
     fused.prepare()
     if not fused.ready:
         pytest.skip("no AVX512-BF16, or no C++ compiler, or AMX, which PyTorch uses better")
-    torch.ops.diffcps.in_floats(request.param == "in floats")
-    yield
+    torch.ops.diffcps.in_floats(request.param)
+    yield request.param
     torch.ops.diffcps.in_floats(fused.in_floats())
 
 
@@ -135,13 +135,11 @@ def test_numbers_and_gradients_are_those_of_double_precision(given: Given, kind:
         assert (near - far).norm() <= NEAR * far.norm() + floor
 
 
-@pytest.mark.usefixtures("compiled")
-def test_floats_are_multiplied_where_asked_for(request: pytest.FixtureRequest) -> None:
+def test_floats_are_multiplied_where_asked_for(compiled: bool) -> None:
     """The processor's product of pairs takes 2^-130, below the normal numbers, for 0."""
     x, weight = torch.full((1, 1, 2), 2.0**-130).bfloat16(), torch.full((1, 1, 2), 2.0**100)
     out = fused.chain(x, [(weight, torch.zeros(1, 1, 1))], "identity")
-    in_floats = "in floats" in request.node.name
-    assert out.item() == (2.0**-29 if in_floats else 0.0)
+    assert out.item() == (2.0**-29 if compiled else 0.0)
 
 
 @pytest.mark.usefixtures("compiled")
