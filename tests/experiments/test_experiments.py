@@ -61,6 +61,9 @@ def test_variants_by_name(capsys):
     assert study.main(table2, "table2_diffusion_steps", options_) == 2
     known = " ".join(f"diffusion_steps={n}" for n in (5, 15, 20))
     assert f"no such variant here, only {known}" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        study.main(table2, "table2_diffusion_steps", ["show", "--kept", "X", "--variants", "diffusion_steps=15"])
+    assert "--variants goes with planned runs" in capsys.readouterr().err
 
 
 def test_figure_3_shows_what_table_2_has_trained(tmp_path):
