@@ -23,9 +23,9 @@ from utils.report.tables import BEST_NOTE, DEVIATION_NOTE, Choice, Table, mean_a
 from utils.runs.constraint import Constraint
 
 SLACKS = (0.03, 0.1, 0.3, 1.0)  # the smallest: what lambda = 1 makes of the loss, 0 to 7 percent above a clone's
-SLACK = 0.1  # of the other variants
-FLOOR = 1.0  # lambda at which Diffusion-QL stands
-OPENING = 50_000  # gradient steps
+FLOOR = {"kappa_slack": 0.01, "lambda_min": 1.0}  # of Diffusion-QL; at a slack of 0.1 lambda would stand on it
+OPENING = {"kappa_slack": 0.1, "kappa_opening": 50_000}  # gradient steps
+START = {"kappa_slack": 0.1, "lambda_init": 10.0}
 
 
 def tables(report: Report, label: str) -> list[Table]:
@@ -76,12 +76,7 @@ PROTOCOLS = {
     ),
     "starts": _Kappa(
         about="--kappa auto with a slack that opens slowly, a floor of lambda, a large lambda at the start",
-        variants={
-            "diffcps": [
-                {"kappa": "auto", "kappa_slack": SLACK, **more}
-                for more in ({}, {"kappa_opening": OPENING}, {"lambda_min": FLOOR}, {"lambda_init": 10.0})
-            ]
-        },
+        variants={"diffcps": [{"kappa": "auto", **more} for more in (FLOOR, OPENING, START)]},
     ),
 }
 
