@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from utils.report.runs import RUN_OPTIONS, Cell, plain
 
-SHOWN = 2  # settings that a short name spells out
+SHOWN = 2  # settings that a short name spells out: those that fewest of the algorithm's methods have
 OWN = "own settings"
 
 
@@ -38,7 +38,9 @@ def _name(cell: Cell, methods: dict[str, list[Cell]], cells: Sequence[Cell]) -> 
         values = {_shown(own, name) for own in methods[cell.method]}
         parts = [f"{name}={value}" for value in values if value] if len(values) == 1 else []
     if len(parts) > SHOWN:
-        telling = [text for text in parts if any(not _has(other, text) for other in alike)][:SHOWN]
+        having = {text: sum(_has(other, text) for other in alike) for text in parts}
+        rarest = sorted((text for text in parts if having[text] < len(alike)), key=having.__getitem__)[:SHOWN]
+        telling = [text for text in parts if text in rarest]
         parts, alone = (
             [*telling, f"+{len(parts) - len(telling)}" if telling else f"({len(parts)} settings changed)"],
             False,
