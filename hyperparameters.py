@@ -44,8 +44,12 @@ def setting(default: Any, help: str, **about: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> Rows:
-    """Rows of settings from a table with a task per line. Raises ValueError for a line with a value too few or many."""
-    return {task: dict(zip(columns, values, strict=True)) for task, values in rows.items()}
+    """Rows of settings from a table with a task per line; None leaves a setting to a preset or its default.
+
+    Raises ValueError for a line with a value too few or many.
+    """
+    pairs = {task: zip(columns, values, strict=True) for task, values in rows.items()}
+    return {task: {name: value for name, value in own if value is not None} for task, own in pairs.items()}
 
 
 # --- What several algorithms share ------------------------------------------------------------------------------------
@@ -153,12 +157,12 @@ class DiffCPSConfig(AverageConfig, ChainConfig):
         alias="target_kl",
     )
     kappa_slack: float = setting(
-        0.2, "with --kappa auto (which brings 0.03): share of the clone's loss that the policy may be above", at_least=0
+        0.2, "with --kappa auto (which brings 0.01): share of the clone's loss that the policy may be above", at_least=0
     )
     kappa_opening: int = setting(0, "with --kappa auto: gradient steps over which the slack grows from 0",
                                  at_least=0, scales=True)  # fmt: skip
     lambda_init: float = setting(1.0, "lambda at the start")
-    lambda_min: float = setting(0.0, "least lambda used", at_least=0, at_most="lambda_max")
+    lambda_min: float = setting(0.0, "least lambda used; --kappa auto brings 1", at_least=0, at_most="lambda_max")
     lambda_max: float = setting(100.0, "largest lambda used")
     lambda_learning_rate: float = setting(3e-5, "Adam's rate for lambda", above=0)
     lambda_anti_windup: bool = setting(False, "clamp the stored lambda as well as the used one")
@@ -171,8 +175,8 @@ class DiffCPSConfig(AverageConfig, ChainConfig):
 
 
 CONFIGS["diffcps"] = DiffCPSConfig
-# At a slack of 0.1 Q rules before it knows anything (docs/results.md).
-PRESETS["diffcps"] = {"kappa": {"auto": {"lambda_update": "pi", "kappa_slack": 0.03}}}
+# With a larger slack, or a smaller lambda, Q rules before it knows anything (docs/results.md).
+PRESETS["diffcps"] = {"kappa": {"auto": {"lambda_update": "pi", "kappa_slack": 0.01, "lambda_min": 1.0}}}
 DOMAIN_SETTINGS["diffcps"] = {
     "antmaze": {"num_epochs": 1000},
     "adroit": {"eval_episodes": 10},  # neither the paper nor its code has Adroit or Kitchen
@@ -180,22 +184,23 @@ DOMAIN_SETTINGS["diffcps"] = {
     # One candidate: the policy itself, as Diffusion-QL's toy code draws it.
     "bandit": {"action_candidates": 1, "learning_rate": 1e-3},
 }
-# Table 3 of the paper line by line (lambda_min is its lambda_clip); the last two columns are in its code alone.
+# Table 3 of the paper line by line; the last two columns are in its code alone. lambda_min is its lambda_clip; where
+# that is 0.0, the default, it is left to --kappa auto's floor.
 TASK_SETTINGS["diffcps"] = table(
     ("learning_rate", "kappa", "reward_tune", "max_q_backup", "policy_interval", "lambda_min",
      "lambda_init", "grad_norm"),
     {
         #                                learning       reward         max_q  policy   lambda lambda grad
         #                                rate     kappa tune           backup interval min    init   norm
-        "halfcheetah-medium-expert-v2": (3e-4,    0.04, "no",          False, 2,       0.0,   1.0,   7.0),
-        "hopper-medium-expert-v2":      (3e-4,    0.03, "no",          False, 2,       0.0,   1.0,   5.0),
-        "walker2d-medium-expert-v2":    (3e-4,    0.04, "no",          False, 2,       0.0,   1.0,   5.0),
-        "halfcheetah-medium-v2":        (3e-4,    0.06, "no",          False, 2,       0.0,   1.0,   9.0),
-        "hopper-medium-v2":             (3e-4,    0.05, "no",          False, 2,       0.0,   1.0,   9.0),
-        "walker2d-medium-v2":           (3e-4,    0.03, "no",          False, 2,       0.0,   1.0,   1.0),
-        "halfcheetah-medium-replay-v2": (3e-4,    0.06, "no",          False, 2,       0.0,   1.0,   2.0),
-        "hopper-medium-replay-v2":      (3e-4,    0.03, "no",          False, 2,       0.0,   1.0,   4.0),
-        "walker2d-medium-replay-v2":    (3e-4,    0.03, "no",          False, 2,       0.0,   1.0,   4.0),
+        "halfcheetah-medium-expert-v2": (3e-4,    0.04, "no",          False, 2,       None,  1.0,   7.0),
+        "hopper-medium-expert-v2":      (3e-4,    0.03, "no",          False, 2,       None,  1.0,   5.0),
+        "walker2d-medium-expert-v2":    (3e-4,    0.04, "no",          False, 2,       None,  1.0,   5.0),
+        "halfcheetah-medium-v2":        (3e-4,    0.06, "no",          False, 2,       None,  1.0,   9.0),
+        "hopper-medium-v2":             (3e-4,    0.05, "no",          False, 2,       None,  1.0,   9.0),
+        "walker2d-medium-v2":           (3e-4,    0.03, "no",          False, 2,       None,  1.0,   1.0),
+        "halfcheetah-medium-replay-v2": (3e-4,    0.06, "no",          False, 2,       None,  1.0,   2.0),
+        "hopper-medium-replay-v2":      (3e-4,    0.03, "no",          False, 2,       None,  1.0,   4.0),
+        "walker2d-medium-replay-v2":    (3e-4,    0.03, "no",          False, 2,       None,  1.0,   4.0),
         "antmaze-umaze-v0":             (3e-4,    0.20, "cql_antmaze", False, 2,       0.3,   3.0,   2.0),
         "antmaze-umaze-diverse-v0":     (3e-4,    0.09, "cql_antmaze", True,  2,       0.3,   3.0,   3.0),
         "antmaze-medium-play-v0":       (1e-3,    0.30, "cql_antmaze", True,  2,       0.3,   1.0,   2.0),

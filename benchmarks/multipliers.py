@@ -84,7 +84,8 @@ class Compared(AGENTS["diffcps"]):  # type: ignore[misc]
 def agent(env_name: str, seeds: int, slack: float, hidden_dim: int) -> Compared:
     """So many copies of seed 0."""
     ascent = {"lambda_update": "ascent", "lambda_learning_rate": 3e-3, "lambda_anti_windup": True}  # before the forms
-    c = hyperparameters.get("diffcps", env_name, kappa="auto", kappa_slack=slack, hidden_dim=hidden_dim, **ascent)
+    free = {"kappa": "auto", "kappa_slack": slack, "lambda_min": 0.0}  # the floor of `auto` would hide the forms
+    c = hyperparameters.get("diffcps", env_name, hidden_dim=hidden_dim, **free, **ascent)
     task = tasks.task(env_name)
     return Compared(task.state_dim, task.action_dim, 1.0, c, [0] * seeds)
 

@@ -26,7 +26,7 @@ def given(protocol: str, *arguments: str) -> argparse.Namespace:
     return study.build_parser(kappa.PROTOCOLS[protocol], "x").parse_args(["plan", "--dataset", "X", *arguments])
 
 
-@pytest.mark.parametrize(("protocol", "number"), [("slacks", 21), ("starts", 9)])
+@pytest.mark.parametrize(("protocol", "number"), [("slacks", 24), ("starts", 6)])
 def test_run_understands_every_command(tmp_path, protocol, number):
     for task in kappa.PROTOCOLS[protocol].tasks:
         (tmp_path / f"{task}.hdf5").touch()
@@ -94,6 +94,9 @@ def test_the_table_of_known_runs(tmp_path, capsys):
 
 def test_the_command_line(tmp_path, capsys):
     assert kappa.command(["plan", "--protocol", "starts", "--dataset", str(tmp_path), "--dir", str(tmp_path)]) == 0
-    assert "kappa=auto,kappa_slack=0.01,lambda_min=1.0/diffcps/hopper-medium-v2/seeds_0,1" in capsys.readouterr().out
+    assert (
+        "kappa=auto,kappa_slack=0.1,lambda_min=0.0,lambda_init=10.0/diffcps/hopper-medium-v2/"
+        in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit, match="2"):
         kappa.command(["plan", "--protocol", "short"])

@@ -628,12 +628,12 @@ def test_short_names(tmp_path):
 
 
 def test_a_short_name_tells_what_fewest_have(tmp_path):
-    variants = ({}, {"kappa_slack": 0.1}, {"kappa_slack": 0.1, "kappa_opening": 50}, {"lambda_min": 1.0, "tau": 0.1})
+    variants = ({}, {"kappa_slack": 0.1}, {"kappa_slack": 0.1, "kappa_opening": 50}, {"lambda_min": 0.0, "tau": 0.1})
     for k, variant in enumerate(variants):
         make_run(tmp_path / str(k), [1.0], kappa="auto", **variant)
     make_run(tmp_path / "published", [1.0])
     assert sorted(short_names(group(found(tmp_path)))) == [
-        "diffcps kappa_opening=50 kappa_slack=0.1 +1", "diffcps lambda_min=1 tau=0.1 +1", "kappa=auto",
+        "diffcps kappa_opening=50 kappa_slack=0.1 +1", "diffcps lambda_min=0 tau=0.1 +1", "kappa=auto",
         "kappa=auto kappa_slack=0.1", "own settings",
     ]  # fmt: skip
 
