@@ -229,6 +229,33 @@ def test_a_kill_while_going_back_costs_nothing(tmp_path: Path) -> None:
     assert kills >= 6
 
 
+def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill came before step 30's files took their names, and seed 1's of step 20 is damaged.
+
+    Step 30's are taken, and every seed keeps step 10's: had the damaged one moved there, the next damage would be the
+    end. A kill at any moment of it changes nothing.
+    """
+    kills = 0
+    while True:
+        folders = seeds(tmp_path / str(kills))
+        for step in (10, 20):
+            save_at(folders, step)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_rotate", lambda folder: None)
+            save_at(folders, 30)
+        damage(folders[1] / "checkpoint.pt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            killed = killed_at(kills + 1, lambda folders=folders: continued(folders))  # type: ignore[misc]
+            assert continued(folders) == 30
+            damage(folders[kills % 3] / "checkpoint.pt")
+            assert continued(folders) == 10
+        if not killed:
+            break
+        kills += 1
+    assert kills >= 3
+
+
 def damage(path: Path) -> None:
     """One other bit."""
     content = bytearray(path.read_bytes())

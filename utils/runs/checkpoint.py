@@ -173,7 +173,7 @@ def load_newest_common(
         warnings.warn(f"{'; '.join([*reasons.values(), *ahead])}; continuing from step {moment[0]}", stacklevel=2)
     try:
         for folder, states in zip(folders, found, strict=True):
-            _settle(folder, states[moment][0])
+            _settle(folder, states[moment][0], spare=any(states[m][0] == CURRENT for m in common))
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
     return [states[moment][1] for states in found]
@@ -231,12 +231,15 @@ def _refuse(folders: Sequence[Path], found: Sequence[Mapping[Moment, Any]], reas
     raise UserError(f"the seeds' checkpoints are not from the same step ({steps}); resume each step's seeds apart")
 
 
-def _settle(folder: Path, chosen: str) -> None:
-    """Make the chosen file the current one, without a moment at which it could be lost."""
-    if chosen == TEMPORARY:
+def _settle(folder: Path, chosen: str, spare: bool) -> None:
+    """Make the chosen file the current one, without a moment at which it could be lost.
+
+    spare: whether the current one is good, and of a step that all seeds have; otherwise the previous one stays.
+    """
+    if chosen == TEMPORARY and spare:
         _rotate(folder)
-    elif chosen == PREVIOUS:
-        os.replace(folder / PREVIOUS, folder / CURRENT)
+    elif chosen != CURRENT:
+        os.replace(folder / chosen, folder / CURRENT)
     (folder / TEMPORARY).unlink(missing_ok=True)
 
 
