@@ -20,6 +20,8 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -41,6 +43,7 @@ from utils.errors import UserError
 from utils.runs import checkpoint, locks
 from utils.runs.columns import TOOK
 
+ROOT = Path(__file__).resolve().parents[2]
 TASK = "hopper-medium-v2"
 SHORT = {
     "num_epochs": 3, "num_steps_per_epoch": 4, "pretrain_epochs": 1, "eval_interval": 1, "eval_episodes": 1,
@@ -124,8 +127,8 @@ class Soak:
         ended, _ = forked.finish(argv)
         found = difference(whole, hurt)
         if ended != code or found:
-            self.failures.append(f"{algo}, seeds {seeds}, {data}: exit code {ended}, {found}")
-            shutil.copytree(hurt, self.base / f"failed-{len(self.failures)}")
+            why = f": {last_words(argv)}" if ended == 2 else ""
+            self.failures.append(f"{algo}, seeds {seeds}, {data}: exit code {ended}{why}; {found}")
         self.counts["runs compared"] += 1
 
     def disturb(self, argv: Sequence[str], seconds: float) -> None:
@@ -204,6 +207,12 @@ def _held(folder: Path) -> bool:
     except UserError:
         return True
     return False
+
+
+def last_words(argv: Sequence[str]) -> str:
+    """The last line that a run which was refused prints when it is tried once more."""
+    again = subprocess.run([sys.executable, "run.py", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    return next(reversed(again.stderr.splitlines()), f"exit code {again.returncode} when tried once more")
 
 
 # --- The long-lived process -----------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.soak.soak import Watched
+from pathlib import Path
+
+from benchmarks.soak.soak import Watched, last_words, tiny
 
 
 def watched(memory: list[float], files: list[int]) -> Watched:
@@ -21,3 +23,9 @@ def test_a_file_that_is_open_for_a_moment_is_no_leak_and_one_that_stays_is() -> 
 
 def test_one_sample_is_first_and_last() -> None:
     assert watched([300.0], [18]).figures() == ((300.0, 18, 5, 0), (300.0, 18, 5, 0))
+
+
+def test_what_was_not_survived_comes_with_the_runs_own_words(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.hdf5")
+    words = last_words(tiny("bc", "0", missing, tmp_path))
+    assert words == f"run.py: no dataset file {missing}; give the path of a D4RL-format HDF5 file"
