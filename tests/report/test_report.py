@@ -804,6 +804,23 @@ def test_figures_show_the_numbers(tmp_path):
         plt.close(figure)
 
 
+@pytest.mark.parametrize(
+    ("largest", "linear"),
+    [([10, 12, 1000], 14.4), ([10, 12, 50], None), ([10, 12, np.inf], None), ([0, 0, 5], None), ([], None)],
+)
+def test_a_curve_that_runs_away_leaves_the_others_half_of_the_axis(largest, linear):
+    figure, axes = plt.subplots()
+    for height in largest:
+        axes.plot([0, 1, 2], [1, -height, np.nan])
+    figures._make_room(axes)
+    assert axes.get_yscale() == ("symlog" if linear else "linear")
+    if linear:
+        zero, bend, top = axes.transData.transform([[0, y] for y in (0, linear, 1000)])[:, 1]
+        assert axes.yaxis.get_transform().linthresh == pytest.approx(linear)
+        assert bend - zero == pytest.approx(top - bend)
+    plt.close(figure)
+
+
 def test_four_seeds_have_a_band_and_three_are_shown_one_by_one(tmp_path):
     for seed in range(4):
         make_run(tmp_path, [10.0 + seed], seed=seed)

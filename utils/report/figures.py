@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ OTHER = ("#A0A0C0", "H")  # an algorithm that is not of this project
 _LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 COLUMNS = 3  # panels side by side
 LABELS, LETTERS = 8, 28  # lines of a panel, and letters of each name, that labels have room for
+FAR = 10  # times as large as the usual curve: out of its panel's scale
 THRESHOLDS = np.linspace(0, 120, 241)
 
 
@@ -128,7 +130,8 @@ _CAPTIONS = {
     "more the bars are the 95 % bootstrap interval of the mean.",
     "constraint": "DiffCPS's multiplier lambda, its denoising loss against the bound kappa, the share of the policy's "
     "steps with a loss above kappa, and mean Q, that of the critics' targets; mean over seeds, shaded: from the least "
-    "to the largest seed. Dotted: kappa, and bounds of lambda.",
+    "to the largest seed. Dotted: kappa, and bounds of lambda. Where the Q of a method runs away, the upper half of "
+    "its axis is logarithmic.",
     "performance_profiles": "Share of runs (seeds and tasks) whose score is above a threshold, on the tasks that all "
     "of the methods have; shaded: 95 % stratified bootstrap interval, of four runs or more.",
 }
@@ -326,8 +329,21 @@ def _draw_constraint(cells: Sequence[Cell], stack: Mapping[str, Axes], legend: L
     stack["kl_loss"].set_yscale("log")
     if "lambda_violated" in stack:
         stack["lambda_violated"].set_ylim(-0.03, 1.03)
+    if "q_mean" in stack:
+        _make_room(stack["q_mean"])
     _mark_bounds(stack["lambda"], cells)
     _mark_kappa(stack["kl_loss"], cells, legend)
+
+
+def _make_room(axes: Axes) -> None:
+    """Where a curve goes far beyond most, half of the axis is linear and shows these, and the rest is logarithmic."""
+    curves = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+    largest = [float(np.abs(curve[np.isfinite(curve)]).max(initial=0)) for curve in curves] or [0.0]
+    usual = statistics.median_low(largest)
+    if 0 < FAR * usual < max(largest):
+        linear = 1.2 * usual
+        # matplotlib makes the linear part 10/9 times as high as asked for
+        axes.set_yscale("symlog", linthresh=linear, linscale=0.9 * np.log10(max(largest) / linear))
 
 
 def _mark_kappa(axes: Axes, cells: Sequence[Cell], legend: Legend) -> None:
