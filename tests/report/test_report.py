@@ -806,7 +806,14 @@ def test_figures_show_the_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     ("largest", "linear"),
-    [([10, 12, 1000], 14.4), ([10, 12, 50], None), ([10, 12, np.inf], None), ([0, 0, 5], None), ([], None)],
+    [
+        ([10, 12, 1000], 14.4),
+        ([10, 12, 61], 14.4),
+        ([10, 12, 59], None),
+        ([10, 12, np.inf], None),
+        ([0, 0, 5], None),
+        ([], None),
+    ],
 )
 def test_a_curve_that_runs_away_leaves_the_others_half_of_the_axis(largest, linear):
     figure, axes = plt.subplots()
@@ -815,7 +822,7 @@ def test_a_curve_that_runs_away_leaves_the_others_half_of_the_axis(largest, line
     figures._make_room(axes)
     assert axes.get_yscale() == ("symlog" if linear else "linear")
     if linear:
-        zero, bend, top = axes.transData.transform([[0, y] for y in (0, linear, 1000)])[:, 1]
+        zero, bend, top = axes.transData.transform([[0, y] for y in (0, linear, max(largest))])[:, 1]
         assert axes.yaxis.get_transform().linthresh == pytest.approx(linear)
         assert bend - zero == pytest.approx(top - bend)
     plt.close(figure)

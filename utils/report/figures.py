@@ -39,7 +39,7 @@ OTHER = ("#A0A0C0", "H")  # an algorithm that is not of this project
 _LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 COLUMNS = 3  # panels side by side
 LABELS, LETTERS = 8, 28  # lines of a panel, and letters of each name, that labels have room for
-FAR = 10  # times as large as the usual curve: out of its panel's scale
+FAR = 5  # times as large as the usual curve: out of its panel's scale
 THRESHOLDS = np.linspace(0, 120, 241)
 
 
@@ -329,8 +329,9 @@ def _draw_constraint(cells: Sequence[Cell], stack: Mapping[str, Axes], legend: L
     stack["kl_loss"].set_yscale("log")
     if "lambda_violated" in stack:
         stack["lambda_violated"].set_ylim(-0.03, 1.03)
-    if "q_mean" in stack:
-        _make_room(stack["q_mean"])
+    for name in ("lambda", "q_mean"):
+        if name in stack:
+            _make_room(stack[name])
     _mark_bounds(stack["lambda"], cells)
     _mark_kappa(stack["kl_loss"], cells, legend)
 
