@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
@@ -810,6 +811,7 @@ def test_figures_show_the_numbers(tmp_path):
         ([10, 12, 1000], 14.4),
         ([10, 12, 61], 14.4),
         ([10, 12, 59], None),
+        ([10, 12, 50], None),
         ([10, 12, np.inf], None),
         ([0, 0, 5], None),
         ([], None),
@@ -826,6 +828,19 @@ def test_a_curve_that_runs_away_leaves_the_others_half_of_the_axis(largest, line
         assert axes.yaxis.get_transform().linthresh == pytest.approx(linear)
         assert bend - zero == pytest.approx(top - bend)
     plt.close(figure)
+
+
+@pytest.mark.parametrize(("start", "scale"), [(5.1, "symlog"), (4.9, "linear")])
+def test_a_lambda_that_begins_far_above_the_others_leaves_them_half_of_the_axis(tmp_path, start, scale):
+    for kappa in (0.03, 0.05, 0.07):
+        folder = make_run(tmp_path / str(kappa), [10.0, 20.0], kappa=kappa)
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert set(metrics["lambda"]) == {1}
+    metrics.assign(**{"lambda": [start, *metrics["lambda"][1:]]}).to_csv(folder / "metrics.csv", index=False)
+    drawn = {name: figure for name, _, figure in figures.figures(group(found(tmp_path)), Choice())}
+    assert drawn["constraint"].axes[0].get_yscale() == scale
+    for figure in drawn.values():
+        plt.close(figure)
 
 
 def test_four_seeds_have_a_band_and_three_are_shown_one_by_one(tmp_path):
