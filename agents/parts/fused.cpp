@@ -1,5 +1,5 @@
 // A chain of layers, act(x W^T + c), perhaps with a last float32 layer, and its gradient in bfloat16, for processors
-// with AVX512-BF16 (built and called by fused.py).
+// with AVX512-BF16 or AVX2 (built and called by fused.py).
 //
 // Everything that surrounds the products (casts, packing, offsets, activations and their derivatives, sums over rows)
 // happens where the numbers are in registers or in the cache. Of each layer only z, what its activation takes, is kept
@@ -9,7 +9,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <immintrin.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -21,80 +20,58 @@
 #include <utility>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-using bf16 = uint16_t;
 enum Kind { KINDS };  // fused.py defines these names, and MOST_LAST
 
-constexpr long WIDTH = 64;              // columns of a panel of the right-hand matrix: four registers
-constexpr long ROWS = 6;                // rows of a tile: 6 x 4 sums fill 24 of the 32 registers
+constexpr long WIDTH = 64;              // columns of a panel of the right-hand matrix
+constexpr long ROWS = 6;                // rows of a tile: as many sums as fit into registers (AT_ONCE)
 constexpr long WORTH_A_TEAM = 1 << 22;  // products of two numbers: a tenth of a millisecond on one core
 constexpr float EPSILON = 1e-5f;        // beside the variance of a layer normalisation
 constexpr long DEPTH = 1024;            // pairs of rows that are summed at once, so that a panel stays in the cache
 
 // --- Arithmetic on 16 numbers ---------------------------------------------------------------------------------------
 
-__m512 constant(float x) { return _mm512_set1_ps(x); }
-
-__m512 widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-
-// Numbers in memory, float or bfloat16, as floats and back; the mask says which of the 16 exist.
-__m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-__m512 load(const bf16* p, __mmask16 mask) { return widened(_mm256_maskz_loadu_epi16(mask, p)); }
-__m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
-// Most masks are full, and a masked store is slow.
-void store(float* p, __mmask16 mask, __m512 x) {
-  if (mask == 0xffff) _mm512_storeu_ps(p, x);
-  else _mm512_mask_storeu_ps(p, mask, x);
-}
-void store(bf16* p, __mmask16 mask, __m256i x) {
-  if (mask == 0xffff) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-  else _mm256_mask_storeu_epi16(p, mask, x);
-}
-void store(bf16* p, __mmask16 mask, __m512 x) { store(p, mask, rounded(x)); }
-
-__mmask16 first(long count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
-
 // 2^t by a polynomial on [-1/2, 1/2] of relative error 4e-6, far below bfloat16's 4e-3.
-__m512 exponential(__m512 x) {
-  __m512 t = _mm512_mul_ps(x, constant(1.44269504f)), whole = _mm512_roundscale_ps(t, 0), f = _mm512_sub_ps(t, whole);
-  __m512 p = constant(0.0096181291f);
-  for (float c : {0.0555041087f, 0.2402265070f, 0.6931471806f, 1.0f}) p = _mm512_fmadd_ps(p, f, constant(c));
-  return _mm512_scalef_ps(p, whole);
+INLINED Floats exponential(Floats x) {
+  Floats t = x * constant(1.44269504f), whole = nearest(t), f = t - whole;
+  Floats p = constant(0.0096181291f);
+  for (float c : {0.0555041087f, 0.2402265070f, 0.6931471806f, 1.0f}) p = fma(p, f, constant(c));
+  return scaled(p, whole);
 }
 
 // With e = exp(z), n = e (e + 2): tanh(softplus(z)) = n / (n + 2), its derivative 4 e (e + 1) / (n + 2)^2.
-// The reciprocal has 14 bits, bfloat16 has 8. Beyond 20 Mish is the identity.
+// Beyond 20 Mish is the identity.
 template <Kind kind>
-__m512 activated(__m512 z) {
-  if constexpr (kind == RELU) return _mm512_max_ps(_mm512_setzero_ps(), z);  // in this order a NaN stays
+INLINED Floats activated(Floats z) {
+  if constexpr (kind == RELU) return larger(zeros(), z);  // in this order a NaN stays
   if constexpr (kind == MISH) {
-    __m512 e = exponential(_mm512_min_ps(z, constant(20)));
-    __m512 n = _mm512_fmadd_ps(e, e, _mm512_add_ps(e, e));
-    return _mm512_mul_ps(z, _mm512_mul_ps(n, _mm512_rcp14_ps(_mm512_add_ps(n, constant(2)))));
+    Floats e = exponential(smaller(z, constant(20)));
+    Floats n = fma(e, e, e + e);
+    return z * (n * inverse(n + constant(2)));
   }
   if constexpr (kind == SWISH) {
-    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(z, constant(-1e4f))));
-    return _mm512_mul_ps(z, _mm512_rcp14_ps(_mm512_add_ps(e, constant(1))));
+    Floats e = exponential(zeros() - larger(z, constant(-1e4f)));
+    return z * inverse(e + constant(1));
   }
   return z;
 }
 
 template <Kind kind>
-__m512 slope_of(__m512 z) {
-  if constexpr (kind == RELU) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NLE_UQ), constant(1));
-  }
+INLINED Floats slope_of(Floats z) {
+  if constexpr (kind == RELU) return above_zero(z);
   if constexpr (kind == MISH) {
-    __m512 low = _mm512_min_ps(constant(20), z), e = exponential(low);  // in this order a NaN stays
-    __m512 n = _mm512_fmadd_ps(e, e, _mm512_add_ps(e, e)), inverse = _mm512_rcp14_ps(_mm512_add_ps(n, constant(2)));
-    __m512 d = _mm512_mul_ps(_mm512_mul_ps(_mm512_fmadd_ps(e, e, e), inverse), _mm512_mul_ps(inverse, constant(4)));
-    return _mm512_fmadd_ps(low, d, _mm512_mul_ps(n, inverse));
+    Floats low = smaller(constant(20), z), e = exponential(low);  // in this order a NaN stays
+    Floats n = fma(e, e, e + e), part = inverse(n + constant(2));
+    Floats d = (fma(e, e, e) * part) * (part * constant(4));
+    return fma(low, d, n * part);
   }
   if constexpr (kind == SWISH) {
-    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(z, constant(-1e4f))));
-    __m512 s = _mm512_rcp14_ps(_mm512_add_ps(e, constant(1)));
-    return _mm512_fmadd_ps(_mm512_mul_ps(z, s), _mm512_sub_ps(constant(1), s), s);
+    Floats e = exponential(zeros() - larger(z, constant(-1e4f)));
+    Floats s = inverse(e + constant(1));
+    return fma(z * s, constant(1) - s, s);
   }
   return constant(1);
 }
@@ -103,56 +80,26 @@ bool in_floats = false;  // whether bfloat16 numbers are multiplied as the float
 
 // --- Packing: bfloat16 in pairs (k, k + 1), as the processor multiplies them ---------------------------------------
 
-void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
-
-// The two of each pair as floats: a bfloat16 is the upper half of one.
-__m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-__m512 odd_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000))); }
-
 // Numbers of 32 bits in a panel of so many pairs along k. As floats pair q takes two rows, 2 q and 2 q + 1.
 long size_of_panel(long pairs) { return pairs * WIDTH * (in_floats ? 2 : 1); }
 
 // 16 pairs of a panel.
-void put(int32_t* panel, long q, long column, __m512i pairs) {
-  if (!in_floats) return _mm512_storeu_si512(panel + q * WIDTH + column, pairs);
-  _mm512_storeu_ps(panel + 2 * q * WIDTH + column, even_of(pairs));
-  _mm512_storeu_ps(panel + (2 * q + 1) * WIDTH + column, odd_of(pairs));
+void put(int32_t* panel, long q, long column, Pairs pairs) {
+  if (!in_floats) return store_pairs(panel + q * WIDTH + column, pairs);
+  float* to = reinterpret_cast<float*>(panel) + 2 * q * WIDTH + column;
+  store(to, even_of(pairs)), store(to + WIDTH, odd_of(pairs));
 }
 
 // w [n, k] with rows `stride` apart, its columns c .. c + 63 of w^T -> a panel [k / 2, 64] of pairs along k.
 void panel_of_transposed(const float* w, long stride, long n, long k, long c, int32_t* panel) {
   for (long row = 0; row < WIDTH; row += 16)
     for (long q = 0; q < k; q += 32) {
-      __m512i r[16];
+      Pairs r[16];
       for (int i = 0; i < 16; i++) {
         bool exists = c + row + i < n;
         const float* from = w + (c + row + i) * stride + q;
-        __m512 low = load(from, exists ? first(k - q) : 0), high = load(from + 16, exists ? first(k - q - 16) : 0);
-        r[i] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        Floats low = load(from, first(exists ? k - q : 0)), high = load(from + 16, first(exists ? k - q - 16 : 0));
+        r[i] = neighbours(low, high);
       }
       transpose(r);
       long pairs = std::min(16L, (k - q + 1) / 2);
@@ -160,21 +107,19 @@ void panel_of_transposed(const float* w, long stride, long n, long k, long c, in
     }
 }
 
-// Pairs of rows of act(x) [k, n]: `store_pairs(q, i, pairs)` takes those of rows 2 q and 2 q + 1 and of 16 columns from
+// Pairs of rows of act(x) [k, n]: `take(q, i, pairs)` takes those of rows 2 q and 2 q + 1 and of 16 columns from
 // c + i on, i below `columns`, zeros beyond n and k. Also their sums over the rows, unless `sums` is null.
-template <Kind kind, class T, class Store>
-void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns, float* sums,
-                   const Store& store_pairs) {
+template <Kind kind, class T, class Take>
+void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns, float* sums, const Take& take) {
   for (long i = 0; i < columns; i += 16) {
-    const __mmask16 mask = first(n - c - i);
-    __m512 sum = _mm512_setzero_ps();
+    const Mask mask = first(n - c - i);
+    Floats sum = zeros();
     for (long q = 0; q < (k + 1) / 2; q++) {
       const T* from = x + 2 * q * stride + c + i;
-      __m512 one = activated<kind>(load(from, mask));
-      __m512 other = 2 * q + 1 < k ? activated<kind>(load(from + stride, mask)) : _mm512_setzero_ps();
-      if (sums) sum = _mm512_add_ps(_mm512_add_ps(sum, one), other);
-      __m512i low = _mm512_cvtepu16_epi32(rounded(one)), high = _mm512_cvtepu16_epi32(rounded(other));
-      store_pairs(q, i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+      Floats one = activated<kind>(load(from, mask));
+      Floats other = 2 * q + 1 < k ? activated<kind>(load(from + stride, mask)) : zeros();
+      if (sums) sum = sum + one + other;
+      take(q, i, paired(rounded(one), rounded(other)));
     }
     if (sums) store(sums + c + i, mask, sum);
   }
@@ -184,7 +129,7 @@ void pairs_of_rows(const T* x, long stride, long k, long n, long c, long columns
 template <Kind kind, class T>
 void panel_of_rows(const T* x, long stride, long k, long n, long p, int32_t* panel) {
   pairs_of_rows<kind>(x, stride, k, n, p * WIDTH, WIDTH, nullptr,
-                      [=](long q, long i, __m512i pairs) { put(panel, q, i, pairs); });
+                      [=](long q, long i, Pairs pairs) { put(panel, q, i, pairs); });
 }
 
 // --- Products -------------------------------------------------------------------------------------------------------
@@ -197,16 +142,16 @@ struct Left {
 
 // sums += R rows of a times V x 16 columns of a panel.
 template <int R, int V>
-inline void multiply_pairs(Left a, const int32_t* panel, long pairs, __m512 (&sums)[R][V]) {
+inline void multiply_pairs(Left a, const int32_t* panel, long pairs, Floats (&sums)[R][V]) {
   for (long q = 0; q < pairs; q++) {
-    __m512bh b[V];
+    Pairs b[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(panel + q * WIDTH + 16 * v);
+    for (int v = 0; v < V; v++) b[v] = load_pairs(panel + q * WIDTH + 16 * v);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      __m512bh x = (__m512bh)_mm512_set1_epi32(a.data[r * a.row + q * a.pair]);
+      const Pairs x = repeated_pair(a.data[r * a.row + q * a.pair]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], x, b[v]);
+      for (int v = 0; v < V; v++) sums[r][v] = plus_products(sums[r][v], x, b[v]);
     }
   }
 }
@@ -217,9 +162,9 @@ constexpr long CHUNK = 64;  // pairs of a row that are taken apart at once and s
 // floats[r * row + q * pair], the odd one 16 CHUNK further.
 template <int R>
 std::pair<long, long> taken_apart(Left a, long count, float* floats) {
-  auto take = [&](const int32_t* from, __mmask16 mask, float* to) {
-    const __m512i pairs = _mm512_maskz_loadu_epi32(mask, from);
-    _mm512_storeu_ps(to, even_of(pairs)), _mm512_storeu_ps(to + 16 * CHUNK, odd_of(pairs));
+  auto take = [&](const int32_t* from, Mask mask, float* to) {
+    const Pairs pairs = load_pairs(from, mask);
+    store(to, even_of(pairs)), store(to + 16 * CHUNK, odd_of(pairs));
   };
   if (a.pair == 1) {
     for (int r = 0; r < R; r++)
@@ -230,34 +175,46 @@ std::pair<long, long> taken_apart(Left a, long count, float* floats) {
   return {1, 16};
 }
 
-// The same as `multiply_pairs`, in products of floats.
+// The same as `multiply_pairs`, in products of floats; as many columns at once as the registers have sums for.
 template <int R, int V>
-inline void multiply_floats(Left a, const int32_t* panel, long pairs, __m512 (&sums)[R][V]) {
+OF_ITS_OWN void multiply_floats(Left a, const int32_t* panel, long pairs, Floats (&sums)[R][V]) {
+  constexpr int W = std::min(V, AT_ONCE);
   alignas(64) float floats[2 * 16 * CHUNK];
   for (; pairs > 0; pairs -= CHUNK, a.data += CHUNK * a.pair, panel += size_of_panel(CHUNK)) {
     const long count = std::min(CHUNK, pairs);
     const auto [row, pair] = taken_apart<R>(a, count, floats);
-    for (long q = 0; q < count; q++)
-      for (int odd = 0; odd < 2; odd++) {
-        __m512 b[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) b[v] = _mm512_loadu_ps(panel + (2 * q + odd) * WIDTH + 16 * v);
+    for (int start = 0; start < V; start += W) {
+      const float* from = reinterpret_cast<const float*>(panel) + 16 * start;
+      Floats own[R][W];
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-          const __m512 x = constant(floats[odd * 16 * CHUNK + r * row + q * pair]);
+      for (int r = 0; r < R; r++)
+        for (int v = 0; v < W; v++) own[r][v] = sums[r][start + v];
+      for (long q = 0; q < count; q++)
+        for (int odd = 0; odd < 2; odd++) {
+          Floats b[W];
 #pragma GCC unroll 4
-          for (int v = 0; v < V; v++) sums[r][v] = _mm512_fmadd_ps(x, b[v], sums[r][v]);
+          for (int v = 0; v < W; v++) b[v] = load(from + (2 * q + odd) * WIDTH + 16 * v);
+#pragma GCC unroll 6
+          for (int r = 0; r < R; r++) {
+            const Floats x = constant(floats[odd * 16 * CHUNK + r * row + q * pair]);
+#pragma GCC unroll 4
+            for (int v = 0; v < W; v++) own[r][v] = fma(x, b[v], own[r][v]);
+          }
         }
-      }
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++)
+        for (int v = 0; v < W; v++) sums[r][start + v] = own[r][v];
+    }
   }
 }
 
 // R rows times V x 16 columns; `finish(r, v, sums)` takes what comes out.
 template <int R, int V, class Finish>
 inline void tile(Left a, const int32_t* panel, long pairs, const Finish& finish) {
-  __m512 sums[R][V];
+  Floats sums[R][V];
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
+    for (int v = 0; v < V; v++) sums[r][v] = zeros();
   if (in_floats) multiply_floats<R, V>(a, panel, pairs, sums);
   else multiply_pairs<R, V>(a, panel, pairs, sums);
 #pragma GCC unroll 6
@@ -267,7 +224,7 @@ inline void tile(Left a, const int32_t* panel, long pairs, const Finish& finish)
 template <int R, int V, class Finish>
 long tiles(long i, long stop, Left a, const int32_t* panel, long pairs, const Finish& finish) {
   for (; i + R <= stop; i += R) {
-    auto finish_row = [&](int r, const __m512(&sums)[V]) __attribute__((always_inline)) { finish(i + r, sums); };
+    auto finish_row = [&](int r, const Floats(&sums)[V]) __attribute__((always_inline)) { finish(i + r, sums); };
     tile<R, V>(Left{a.data + i * a.row, a.row, a.pair}, panel, pairs, finish_row);
   }
   return i;
@@ -389,7 +346,7 @@ void products(const Chain& c, long rows, long columns, long pairs, const int32_t
     const long p = part / chunks, chunk = part % chunks, here = std::min(WIDTH, columns - p * WIDTH);
     const long start = std::min(rows, rounded_up(rows * chunk / chunks, ROWS));
     const long stop = chunk + 1 == chunks ? rows : std::min(rows, rounded_up(rows * (chunk + 1) / chunks, ROWS));
-    const __mmask16 masks[4] = {first(here), first(here - 16), first(here - 32), first(here - 48)};
+    const Mask masks[4] = {first(here), first(here - 16), first(here - 32), first(here - 48)};
     product(start, stop, here, left(m), panels + (m * across + p) * size + size_of_panel(skipped), pairs,
             [&](long i, const auto& sums) __attribute__((always_inline)) {
               const auto finish_vector = finish(m, i);
@@ -437,9 +394,9 @@ void layer(const Chain& c, const Layer& l, const Matrices& x, long inputs, bf16*
         const float* wide = l.offset.is_float ? static_cast<float*>(l.offset.data) + offset : nullptr;
         const bf16* narrow = static_cast<bf16*>(l.offset.data) + offset;
         bf16 *keep = z ? z + place : nullptr, *to = h + place;
-        return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
-          const __m512 added = wide ? load(wide + column, mask) : load(narrow + column, mask);
-          const __m256i argument = rounded(_mm512_add_ps(sums, added));
+        return [=](long column, Mask mask, Floats sums) __attribute__((always_inline)) {
+          const Floats added = wide ? load(wide + column, mask) : load(narrow + column, mask);
+          const Halves argument = rounded(sums + added);
           if (keep) store(keep + column, mask, argument);
           store(to + column, mask, activated<kind>(widened(argument)));
         };
@@ -449,26 +406,26 @@ void layer(const Chain& c, const Layer& l, const Matrices& x, long inputs, bf16*
 // N outputs of a row of h, from output o on: dot products, since there are few.
 template <int N>
 void dots(const bf16* h, const float* w, long stride, long inputs, const float* offset, float* out) {
-  __m512 sums[N];
-  for (int n = 0; n < N; n++) sums[n] = _mm512_setzero_ps();
+  Floats sums[N];
+  for (int n = 0; n < N; n++) sums[n] = zeros();
   for (long k = 0; k < inputs; k += 16) {
-    const __mmask16 mask = first(inputs - k);
-    const __m512 x = load(h + k, mask);
-    for (int n = 0; n < N; n++) sums[n] = _mm512_fmadd_ps(x, load(w + n * stride + k, mask), sums[n]);
+    const Mask mask = first(inputs - k);
+    const Floats x = load(h + k, mask);
+    for (int n = 0; n < N; n++) sums[n] = fma(x, load(w + n * stride + k, mask), sums[n]);
   }
-  for (int n = 0; n < N; n++) out[n] = _mm512_reduce_add_ps(sums[n]) + offset[n];
+  for (int n = 0; n < N; n++) out[n] = sum_of(sums[n]) + offset[n];
 }
 
 // Mean and reciprocal deviation of n numbers.
 std::pair<float, float> moments(const bf16* z, long n) {
-  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-  for (long k = 0; k < n; k += 16) sum = _mm512_add_ps(sum, load(z + k, first(n - k)));
-  const float mean = _mm512_reduce_add_ps(sum) / n;
+  Floats sum = zeros(), squares = zeros();
+  for (long k = 0; k < n; k += 16) sum = sum + load(z + k, first(n - k));
+  const float mean = sum_of(sum) / n;
   for (long k = 0; k < n; k += 16) {
-    const __m512 d = _mm512_maskz_sub_ps(first(n - k), load(z + k, first(n - k)), constant(mean));
-    squares = _mm512_fmadd_ps(d, d, squares);
+    const Floats d = where(first(n - k), load(z + k, first(n - k)) - constant(mean));
+    squares = fma(d, d, squares);
   }
-  return {mean, 1 / std::sqrt(_mm512_reduce_add_ps(squares) / n + EPSILON)};
+  return {mean, 1 / std::sqrt(sum_of(squares) / n + EPSILON)};
 }
 
 // h = act(normalised z * scale + shift), and the same once more in `kept` unless it is null.
@@ -479,11 +436,11 @@ void normalise(const Chain& c, const Layer& l, const bf16* z, bf16* kept, bf16* 
     const long row = (m * c.rows + i) * n;
     const auto [mean, factor] = moments(z + row, n);
     for (long k = 0; k < n; k += 16) {
-      const __mmask16 mask = first(n - k);
-      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row + k, mask), constant(mean)), constant(factor));
-      const __m512 a = _mm512_fmadd_ps(normal, load(l.scale + m * l.scale_member + k, mask),
-                                       load(l.shift + m * l.shift_member + k, mask));
-      const __m512 out = activated<kind>(a);
+      const Mask mask = first(n - k);
+      const Floats normal = (load(z + row + k, mask) - constant(mean)) * constant(factor);
+      const Floats a =
+          fma(normal, load(l.scale + m * l.scale_member + k, mask), load(l.shift + m * l.shift_member + k, mask));
+      const Floats out = activated<kind>(a);
       store(h + row + k, mask, out);
       if (kept) store(kept + row + k, mask, out);
     }
@@ -536,31 +493,31 @@ void last_gradients(const Chain& c, const Layer& l, const Matrices& g, const bf1
   typed(g, [&](auto* slopes) {
     everywhere(c, (width + 15) / 16, [&](long m, long part) {
       const long k = 16 * part;
-      const __mmask16 mask = first(inputs - k);
-      __m512 w[MOST_LAST], sums[MOST_LAST];
+      const Mask mask = first(inputs - k);
+      Floats w[MOST_LAST], sums[MOST_LAST];
       for (long o = 0; o < l.outputs; o++) {
-        w[o] = load(member<float>(l.weight, m) + o * l.weight.row + k, mask), sums[o] = _mm512_setzero_ps();
+        w[o] = load(member<float>(l.weight, m) + o * l.weight.row + k, mask), sums[o] = zeros();
       }
       for (long i = 0; i < c.rows; i++) {
-        const __m512 argument = load(z + (m * c.rows + i) * inputs + k, mask), h = activated<kind>(argument);
-        __m512 gh = _mm512_setzero_ps();
+        const Floats argument = load(z + (m * c.rows + i) * inputs + k, mask), h = activated<kind>(argument);
+        Floats gh = zeros();
         for (long o = 0; o < l.outputs; o++) {
           const auto* from = slopes + m * g.member + i * g.row + o;
-          const __m512 slope =
-              sizeof(*from) == 4 ? constant(*(const float*)from) : widened(_mm256_set1_epi16(*(const bf16*)from));
-          gh = _mm512_fmadd_ps(slope, w[o], gh);
-          if (gw) sums[o] = _mm512_fmadd_ps(slope, h, sums[o]);
+          const Floats slope =
+              sizeof(*from) == 4 ? constant(*(const float*)from) : widened(repeated(*(const bf16*)from));
+          gh = fma(slope, w[o], gh);
+          if (gw) sums[o] = fma(slope, h, sums[o]);
         }
-        store(gz + (m * c.rows + i) * width + k, first(width - k), _mm512_mul_ps(gh, slope_of<kind>(argument)));
+        store(gz + (m * c.rows + i) * width + k, first(width - k), gh * slope_of<kind>(argument));
       }
       for (long o = 0; gw && o < l.outputs; o++) store(gw + (m * l.outputs + o) * inputs + k, mask, sums[o]);
     });
     if (!l.offset_gradient) return;
     everywhere(c, (l.outputs + 15) / 16, [&](long m, long part) {
-      const __mmask16 mask = first(l.outputs - 16 * part);
-      __m512 sum = _mm512_setzero_ps();
+      const Mask mask = first(l.outputs - 16 * part);
+      Floats sum = zeros();
       for (long i = 0; i < c.rows; i++)
-        sum = _mm512_add_ps(sum, load(slopes + m * g.member + i * g.row + 16 * part, mask));
+        sum = sum + load(slopes + m * g.member + i * g.row + 16 * part, mask);
       store(static_cast<float*>(l.offset_gradient) + m * l.outputs + 16 * part, mask, sum);
     });
   });
@@ -572,10 +529,10 @@ void through_activation(const Chain& c, const Layer& l, const Matrices& g, const
   typed(g, [&](auto* slopes) {
     everywhere(c, c.rows, [&](long m, long i) {
       for (long k = 0; k < width; k += 16) {
-        const __mmask16 mask = first(l.outputs - k);
-        __m512 v = load(slopes + m * g.member + i * g.row + k, mask);
+        const Mask mask = first(l.outputs - k);
+        Floats v = load(slopes + m * g.member + i * g.row + k, mask);
         if constexpr (kind != IDENTITY)
-          v = _mm512_mul_ps(v, slope_of<kind>(load(z + (m * c.rows + i) * l.outputs + k, mask)));
+          v = v * slope_of<kind>(load(z + (m * c.rows + i) * l.outputs + k, mask));
         store(gz + (m * c.rows + i) * width + k, first(width - k), v);
       }
     });
@@ -593,8 +550,8 @@ void weight_gradient(const Chain& c, const Layer& l, long inputs, const int32_t*
         [&](long m) { return Left{left + (m * pairs + q) * across, 1, across}; },
         [&](long m, long i) {
           float* to = gw + (m * l.outputs + i) * inputs;
-          return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
-            store(to + column, mask, q ? _mm512_add_ps(sums, load(to + column, mask)) : sums);
+          return [=](long column, Mask mask, Floats sums) __attribute__((always_inline)) {
+            store(to + column, mask, q ? sums + load(to + column, mask) : sums);
           };
         });
   }
@@ -621,7 +578,7 @@ void own_gradients(const Chain& c, const Layer& l, const Matrices& x, long input
     int32_t* to = left + m * pairs * across + 16 * part;
     pairs_of_rows<IDENTITY>(gz + m * c.rows * width, width, c.rows, l.outputs, 16 * part, 16,
                             sums ? sums + m * l.outputs : nullptr,
-                            [=](long q, long, __m512i both) { _mm512_storeu_si512(to + q * across, both); });
+                            [=](long q, long, Pairs both) { store_pairs(to + q * across, both); });
   });
   if (!l.weight_gradient) return;
   const long panels_across = panels_of(inputs);
@@ -650,10 +607,10 @@ void input_gradient(const Chain& c, const Layer& l, long inputs, const bf16* gz,
       [&](long m, long i) {
         const bf16* from = z ? z + (m * c.rows + i) * inputs : nullptr;
         X* to = gx + (m * c.rows + i) * gx_width;
-        return [=](long column, __mmask16 mask, __m512 sums) __attribute__((always_inline)) {
-          if (from) sums = _mm512_mul_ps(sums, slope_of<kind>(load(from + column, mask)));
+        return [=](long column, Mask mask, Floats sums) __attribute__((always_inline)) {
+          if (from) sums = sums * slope_of<kind>(load(from + column, mask));
           store(to + column, mask, sums);
-          if (mask != 0xffff && gx_width > inputs) to[inputs] = 0;
+          if (!full(mask) && gx_width > inputs) to[inputs] = 0;
         };
       });
 }
@@ -679,36 +636,34 @@ void through_normalisation(const Chain& c, const Layer& l, const bf16* z, bf16* 
   });
   everywhere(c, (n + 15) / 16, [&](long m, long part) {
     const long k = 16 * part;
-    const __mmask16 mask = first(n - k);
-    const __m512 scale = load(l.scale + m * l.scale_member + k, mask),
+    const Mask mask = first(n - k);
+    const Floats scale = load(l.scale + m * l.scale_member + k, mask),
                  shift = load(l.shift + m * l.shift_member + k, mask);
-    __m512 by_scale = _mm512_setzero_ps(), by_shift = _mm512_setzero_ps();
+    Floats by_scale = zeros(), by_shift = zeros();
     for (long row = m * c.rows; row < (m + 1) * c.rows; row++) {
-      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row * n + k, mask), constant(known[2 * row])),
-                                          constant(known[2 * row + 1]));
-      const __m512 slope =
-          _mm512_mul_ps(load(g + row * width + k, mask), slope_of<kind>(_mm512_fmadd_ps(normal, scale, shift)));
-      by_shift = _mm512_add_ps(by_shift, slope), by_scale = _mm512_fmadd_ps(slope, normal, by_scale);
-      store(g + row * width + k, mask, _mm512_mul_ps(slope, scale));
+      const Floats normal = (load(z + row * n + k, mask) - constant(known[2 * row])) * constant(known[2 * row + 1]);
+      const Floats slope = load(g + row * width + k, mask) * slope_of<kind>(fma(normal, scale, shift));
+      by_shift = by_shift + slope, by_scale = fma(slope, normal, by_scale);
+      store(g + row * width + k, mask, slope * scale);
     }
     if (l.scale_gradient) store(l.scale_gradient + m * n + k, mask, by_scale);
     if (l.shift_gradient) store(l.shift_gradient + m * n + k, mask, by_shift);
   });
   everywhere(c, c.rows, [&](long m, long i) {
     const long row = m * c.rows + i;
-    const __m512 mean = constant(known[2 * row]), factor = constant(known[2 * row + 1]);
-    __m512 sum = _mm512_setzero_ps(), along = _mm512_setzero_ps();
+    const Floats mean = constant(known[2 * row]), factor = constant(known[2 * row + 1]);
+    Floats sum = zeros(), along = zeros();
     for (long k = 0; k < n; k += 16) {
-      const __mmask16 mask = first(n - k);
-      const __m512 slope = load(g + row * width + k, mask), d = _mm512_sub_ps(load(z + row * n + k, mask), mean);
-      sum = _mm512_add_ps(sum, slope), along = _mm512_fmadd_ps(slope, _mm512_mul_ps(d, factor), along);
+      const Mask mask = first(n - k);
+      const Floats slope = load(g + row * width + k, mask), d = load(z + row * n + k, mask) - mean;
+      sum = sum + slope, along = fma(slope, d * factor, along);
     }
-    const __m512 average = constant(_mm512_reduce_add_ps(sum) / n), part = constant(_mm512_reduce_add_ps(along) / n);
+    const Floats average = constant(sum_of(sum) / n), part = constant(sum_of(along) / n);
     for (long k = 0; k < n; k += 16) {
-      const __mmask16 mask = first(n - k);
-      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(load(z + row * n + k, mask), mean), factor);
-      const __m512 across = _mm512_sub_ps(load(g + row * width + k, mask), average);
-      store(g + row * width + k, mask, _mm512_mul_ps(_mm512_fnmadd_ps(normal, part, across), factor));
+      const Mask mask = first(n - k);
+      const Floats normal = (load(z + row * n + k, mask) - mean) * factor;
+      const Floats across = load(g + row * width + k, mask) - average;
+      store(g + row * width + k, mask, fnma(normal, part, across) * factor);
     }
   });
 }

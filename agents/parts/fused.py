@@ -1,4 +1,4 @@
-"""A chain of layers, act(x W^T + c), as one operation in bfloat16 on a CPU; fused.cpp computes it.
+"""A chain of layers, act(x W^T + c), as one operation in bfloat16 on a CPU; fused.cpp and vectors.h compute it.
 
 PyTorch's own products of 256 x 256 run at the processor's full rate, too, but each costs a call, and casts, offsets,
 activations and their derivatives pass through memory between them. The library is compiled when it is first wanted,
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+VECTORS = SOURCE.with_name("vectors.h")
 MOST_LAST = 64  # outputs of a float32 last layer
 KINDS = ("identity", "relu", "mish", "swish")  # the activations
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"}
-_EXTENSIONS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"]
+# What a processor needs for layers made here, as Linux names it: for products of pairs of bfloat16, or of floats.
+PAIRS = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"})
+FLOATS = frozenset({"avx2", "fma"})
 _SHARED = [f"-DMOST_LAST={MOST_LAST}", f"-DKINDS={','.join(KINDS).upper()}"]  # what fused.cpp takes from here
-OPTIONS = ["-std=c++17", "-O3", *_EXTENSIONS, *_SHARED, "-fopenmp", "-shared", "-fPIC"]
+OPTIONS = ["-std=c++17", "-O3", *_SHARED, "-fopenmp", "-shared", "-fPIC"]
 
 # Whether layers in bfloat16 are made here and not by PyTorch, see `prepare`.
 ready = False
@@ -42,19 +44,30 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def prepare() -> None:
-    """Compile the library where the processor has what it needs and nothing faster: AMX is PyTorch's.
+    """Compile the library where the processor has what it needs and nothing faster (`extensions`).
 
     One line says where it cannot be compiled; PyTorch multiplies then.
     """
     global ready
-    if not ready and processor() >= NEEDED and "amx_bf16" not in processor():
+    if not ready and extensions():
         ready = _loaded()
 
 
+def extensions() -> frozenset[str]:
+    """The processor's extensions that the library is compiled for; none where layers are PyTorch's: AMX is faster, and
+    AVX-512 without bfloat16 has registers that AVX2 does not use."""
+    has = processor()
+    if "amx_bf16" in has:
+        return frozenset()
+    if has >= PAIRS:
+        return PAIRS
+    return FLOATS if has >= FLOATS and "avx512f" not in has else frozenset()
+
+
 def in_floats() -> bool:
-    """Whether products are quicker in float32, which every bfloat16 is: AMD's processors multiply pairs of bfloat16 at
-    twice the rate of float32, Intel's, but for their AMX, at half of it. The last bits of a sum differ."""
-    return "GenuineIntel" in processor()
+    """Whether products are quicker in float32, which every bfloat16 is: AMD's processors multiply pairs of bfloat16, if
+    they can, at twice the rate of float32, Intel's, but for their AMX, at half of it. The last bits of a sum differ."""
+    return "GenuineIntel" in processor() or extensions() != PAIRS
 
 
 def applies(x: Tensor) -> bool:
@@ -74,10 +87,9 @@ def _loaded() -> bool:
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         line = said.strip().splitlines()[0] if said.strip() else "the compiler failed"
-        warnings.warn(
-            f"no compiled layers in bfloat16 ({line}): compiled steps take a quarter longer, others twice as long",
-            stacklevel=4,
-        )
+        pairs = "compiled steps take a quarter longer, others twice as long"
+        cost = pairs if extensions() == PAIRS else "a step takes seven times as long as in float32"
+        warnings.warn(f"no compiled layers in bfloat16 ({line}): {cost}", stacklevel=4)
         return False
     torch.library.register_fake("diffcps::chain", _outputs)
     torch.library.register_fake("diffcps::chain_gradient", _gradients)
@@ -87,7 +99,8 @@ def _loaded() -> bool:
 def _compiled() -> Path:
     """The library's file, compiled unless this source has been before."""
     root = Path(torch.__file__).parent
-    options = [*OPTIONS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+    flags = [f"-m{name.replace('_', '')}" for name in sorted(extensions())]
+    options = [*OPTIONS, *flags, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
     options += [
         f"-I{root}/include",
         f"-I{root}/include/torch/csrc/api/include",
@@ -96,7 +109,8 @@ def _compiled() -> Path:
         "-ltorch_cpu",
     ]
     compiler = os.environ.get("CXX", "g++")
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((torch.__version__, compiler, options)).encode()).hexdigest()[:16]
+    source = SOURCE.read_bytes() + VECTORS.read_bytes()
+    key = hashlib.sha256(source + repr((torch.__version__, compiler, options)).encode()).hexdigest()[:16]
     folder = Path.home() / ".cache" / "diffcps" / "compiled"
     if not os.access(_existing(folder), os.W_OK):
         folder = Path(tempfile.mkdtemp(prefix="diffcps-"))

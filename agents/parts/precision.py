@@ -38,8 +38,8 @@ def check(precision: str, device: torch.device) -> None:
             raise ValueError(f"{torch.cuda.get_device_name(device)} does not multiply in {precision}; use float32")
     elif precision == "tf32":
         raise ValueError("precision 'tf32' needs a CUDA device, a CPU has none; use float32 or bfloat16")
-    elif precision == "bfloat16" and not CPU_FLAGS & fused.processor():
-        cost = "a step takes twice as long as in float32 with AVX-512, seven times with AVX2"
+    elif precision == "bfloat16" and not (CPU_FLAGS & fused.processor() or fused.extensions()):
+        cost = "a step takes twice as long as in float32 with AVX-512, longer without"
         warnings.warn(f"this CPU has no bfloat16 products: {cost}", stacklevel=3)
     elif precision == "bfloat16":
         fused.prepare()

@@ -27,7 +27,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
     """The library, with each of its two ways to multiply: whether it is in floats."""
     fused.prepare()
     if not fused.ready:
-        pytest.skip("no AVX512-BF16, or no C++ compiler, or AMX, which PyTorch uses better")
+        pytest.skip("neither AVX512-BF16 nor AVX2, or no C++ compiler, or what PyTorch uses better")
     torch.ops.diffcps.in_floats(request.param)
     yield request.param
     torch.ops.diffcps.in_floats(fused.in_floats())
@@ -139,7 +139,7 @@ def test_floats_are_multiplied_where_asked_for(compiled: bool) -> None:
     """The processor's product of pairs takes 2^-130, below the normal numbers, for 0."""
     x, weight = torch.full((1, 1, 2), 2.0**-130).bfloat16(), torch.full((1, 1, 2), 2.0**100)
     out = fused.chain(x, [(weight, torch.zeros(1, 1, 1))], "identity")
-    assert out.item() == (2.0**-29 if compiled else 0.0)
+    assert out.item() == (0.0 if fused.extensions() == fused.PAIRS and not compiled else 2.0**-29)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -219,12 +219,29 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unprepared")
-@pytest.mark.parametrize("flags", [{"avx2"}, {*fused.NEEDED, "amx_bf16"}, fused.NEEDED - {"avx512_bf16"}])
+@pytest.mark.parametrize(
+    "flags", [{"avx2"}, {*fused.PAIRS, "amx_bf16"}, {*fused.FLOATS, *fused.PAIRS} - {"avx512_bf16"}]
+)
 def test_another_processor_leaves_the_layers_to_pytorch(flags: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "processor", lambda: frozenset(flags))
     monkeypatch.setattr(fused, "_compiled", lambda: pytest.fail("compiled"))
     fused.prepare()
     assert fused.ready is False
+
+
+@pytest.mark.parametrize(
+    "flags, wanted, floats",
+    [
+        ({*fused.PAIRS, *fused.FLOATS}, fused.PAIRS, False),
+        ({*fused.PAIRS, *fused.FLOATS, "GenuineIntel"}, fused.PAIRS, True),
+        ({*fused.FLOATS, "AuthenticAMD"}, fused.FLOATS, True),
+    ],
+)
+def test_each_processor_multiplies_in_its_own_way(
+    flags: set[str], wanted: frozenset[str], floats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "processor", lambda: frozenset(flags))
+    assert fused.extensions() == wanted and fused.in_floats() is floats
 
 
 @pytest.mark.usefixtures("unprepared")
@@ -237,7 +254,7 @@ def test_without_a_working_compiler_one_line_says_so(
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script) if compiler == "a script" else compiler)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(fused, "processor", lambda: frozenset(fused.NEEDED))
+    monkeypatch.setattr(fused, "processor", lambda: fused.PAIRS)
     said = {"no-such-compiler": "No such file", "false": "the compiler failed", "a script": "no such header"}[compiler]
     with pytest.warns(UserWarning, match=f"no compiled layers in bfloat16 .*{said}"):
         fused.prepare()
@@ -257,11 +274,16 @@ def test_the_library_is_compiled_once_for_a_source_and_kept(tmp_path: Path, monk
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(fused, "processor", lambda: fused.PAIRS)
     first = fused._compiled()
     assert fused._compiled() == first and len(commands) == 1
     assert first.parent == tmp_path / ".cache/diffcps/compiled" and first.read_text() == "a library"
     monkeypatch.setattr(torch, "__version__", "2.99.0")  # it is made for one PyTorch
     assert fused._compiled() != first and len(commands) == 2
+    monkeypatch.setattr(fused, "processor", lambda: fused.FLOATS)  # and for one kind of processor
+    fused._compiled()
+    assert len(commands) == 3 and "-mavx512bf16" in commands[1]
+    assert {"-mavx2", "-mfma"} <= set(commands[2]) and not any("avx512" in word for word in commands[2])
     monkeypatch.setattr("os.access", lambda *_: False)
     elsewhere = fused._compiled()
     assert elsewhere.exists() and tmp_path not in elsewhere.parents

@@ -161,14 +161,15 @@ def test_a_cpu_without_bfloat16_gets_one_line(tmp_path: Path, monkeypatch: pytes
     prepared: list[bool] = []
     read = fused.processor.__wrapped__
     monkeypatch.setattr(fused, "prepare", lambda: prepared.append(True))
-    for flags, fast in (("fpu avx512f avx512_bf16", True), ("fp asimd bf16", True), ("fpu avx2", False)):
+    others = [("fpu avx2", False), ("fpu fma avx2 avx512f", False)]
+    for flags, fast in [("avx512f avx512_bf16", True), ("asimd bf16", True), ("fpu fma avx2", True), *others]:
         (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
         named = read(tmp_path / "cpuinfo")
         monkeypatch.setattr(fused, "processor", lambda named=named: named)
         with warnings.catch_warnings() if fast else pytest.warns(UserWarning, match="has no bfloat16 products"):
             warnings.simplefilter("error" if fast else "always")
             precision.check("bfloat16", torch.device("cpu"))
-    assert len(prepared) == 2
+    assert len(prepared) == 3
     assert read(tmp_path / "none") == frozenset()
 
 
