@@ -51,7 +51,8 @@ def test_a_seed_is_alone_what_it_is_in_company(attention: bool) -> None:
         three, alone = make([0, 1, 2]), make([1])
         together = three(x, three.time_embedding(t))
         single = alone(x[1:2], alone.time_embedding(t[1:2]))
-        torch.testing.assert_close(together[1:2], single, rtol=1e-5, atol=1e-6)
+        # Outputs are of size 0.3; a convolution in groups sums in another order than one alone (AVX2: 1.4e-6 off).
+        torch.testing.assert_close(together[1:2], single, rtol=1e-5, atol=5e-6)
         assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
