@@ -86,31 +86,14 @@ INLINED Pairs neighbours(Floats low, Floats high) { return (__m512i)_mm512_cvtne
 // sum + both products of each pair
 INLINED Floats plus_products(Floats sum, Pairs a, Pairs b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 
-INLINED void transpose(Pairs r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
+// Of each lane of four pairs: the first two or last two of a and b in turn, one by one or two by two.
+INLINED Pairs low_ones(Pairs a, Pairs b) { return _mm512_unpacklo_epi32(a, b); }
+INLINED Pairs high_ones(Pairs a, Pairs b) { return _mm512_unpackhi_epi32(a, b); }
+INLINED Pairs low_twos(Pairs a, Pairs b) { return _mm512_unpacklo_epi64(a, b); }
+INLINED Pairs high_twos(Pairs a, Pairs b) { return _mm512_unpackhi_epi64(a, b); }
+// The first and third, or the second and fourth lane of a, then of b.
+INLINED Pairs even_lanes(Pairs a, Pairs b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
+INLINED Pairs odd_lanes(Pairs a, Pairs b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
 
 #else
 
@@ -243,37 +226,53 @@ INLINED Floats plus_products(Floats sum, Pairs a, Pairs b) {
   return fma(odd_of(a), odd_of(b), fma(even_of(a), even_of(b), sum));
 }
 
-// Eight rows of eight.
-INLINED void transpose(const __m256i (&r)[8], __m256i (&t)[8]) {
-  __m256i u[8];
-  for (int i = 0; i < 4; i++) {
-    t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 2; i++) {
-    u[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    u[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x20);
-    t[i + 4] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
-  }
+INLINED Pairs low_ones(Pairs a, Pairs b) {
+  return {_mm256_unpacklo_epi32(a.low, b.low), _mm256_unpacklo_epi32(a.high, b.high)};
 }
-
-INLINED void transpose(Pairs r[16]) {
-  __m256i from[4][8], to[4][8];  // the quarters: upper left, upper right, lower left, lower right
-  for (int i = 0; i < 8; i++) {
-    from[0][i] = r[i].low, from[1][i] = r[i].high;
-    from[2][i] = r[i + 8].low, from[3][i] = r[i + 8].high;
-  }
-  for (int quarter = 0; quarter < 4; quarter++) transpose(from[quarter], to[quarter]);
-  for (int i = 0; i < 8; i++) r[i] = {to[0][i], to[2][i]}, r[i + 8] = {to[1][i], to[3][i]};
+INLINED Pairs high_ones(Pairs a, Pairs b) {
+  return {_mm256_unpackhi_epi32(a.low, b.low), _mm256_unpackhi_epi32(a.high, b.high)};
+}
+INLINED Pairs low_twos(Pairs a, Pairs b) {
+  return {_mm256_unpacklo_epi64(a.low, b.low), _mm256_unpacklo_epi64(a.high, b.high)};
+}
+INLINED Pairs high_twos(Pairs a, Pairs b) {
+  return {_mm256_unpackhi_epi64(a.low, b.low), _mm256_unpackhi_epi64(a.high, b.high)};
+}
+INLINED Pairs even_lanes(Pairs a, Pairs b) {
+  return {_mm256_permute2x128_si256(a.low, a.high, 0x20), _mm256_permute2x128_si256(b.low, b.high, 0x20)};
+}
+INLINED Pairs odd_lanes(Pairs a, Pairs b) {
+  return {_mm256_permute2x128_si256(a.low, a.high, 0x31), _mm256_permute2x128_si256(b.low, b.high, 0x31)};
 }
 
 #endif
 
 INLINED void store(bf16* p, Mask mask, Floats x) { store(p, mask, rounded(x)); }
+
+INLINED void transpose(Pairs r[16]) {
+  Pairs t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = low_ones(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = high_ones(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = low_twos(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = high_twos(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = low_twos(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = high_twos(t[4 * i + 1], t[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = even_lanes(r[i], r[i + 4]);
+    t[i + 4] = odd_lanes(r[i], r[i + 4]);
+    t[i + 8] = even_lanes(r[i + 8], r[i + 12]);
+    t[i + 12] = odd_lanes(r[i + 8], r[i + 12]);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = even_lanes(t[i], t[i + 8]);
+    r[i + 8] = odd_lanes(t[i], t[i + 8]);
+    r[i + 4] = even_lanes(t[i + 4], t[i + 12]);
+    r[i + 12] = odd_lanes(t[i + 4], t[i + 12]);
+  }
+}
 
 }  // namespace

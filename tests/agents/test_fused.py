@@ -246,17 +246,18 @@ def test_each_processor_multiplies_in_its_own_way(
 
 @pytest.mark.usefixtures("unprepared")
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "a script"])
+@pytest.mark.parametrize("needed, cost", [(fused.PAIRS, "a quarter longer"), (fused.FLOATS, "seven times as long")])
 def test_without_a_working_compiler_one_line_says_so(
-    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    needed: frozenset[str], cost: str, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "broken"
     script.write_text("#!/bin/sh\necho 'fatal error: no such header' >&2\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script) if compiler == "a script" else compiler)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(fused, "processor", lambda: fused.PAIRS)
+    monkeypatch.setattr(fused, "processor", lambda: needed)
     said = {"no-such-compiler": "No such file", "false": "the compiler failed", "a script": "no such header"}[compiler]
-    with pytest.warns(UserWarning, match=f"no compiled layers in bfloat16 .*{said}"):
+    with pytest.warns(UserWarning, match=f"no compiled layers in bfloat16 .*{said}.*{cost}"):
         fused.prepare()
     assert fused.ready is False
     with warnings.catch_warnings():
@@ -284,6 +285,11 @@ def test_the_library_is_compiled_once_for_a_source_and_kept(tmp_path: Path, monk
     fused._compiled()
     assert len(commands) == 3 and "-mavx512bf16" in commands[1]
     assert {"-mavx2", "-mfma"} <= set(commands[2]) and not any("avx512" in word for word in commands[2])
+    changed = tmp_path / "vectors.h"
+    changed.write_text("// another")
+    monkeypatch.setattr(fused, "VECTORS", changed)
+    fused._compiled()
+    assert len(commands) == 4
     monkeypatch.setattr("os.access", lambda *_: False)
     elsewhere = fused._compiled()
     assert elsewhere.exists() and tmp_path not in elsewhere.parents
