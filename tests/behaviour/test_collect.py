@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from utils.behaviour import collect
 from utils.behaviour.policies import (
@@ -177,6 +178,21 @@ def test_recording_is_what_a_plain_loop_over_one_environment_sees() -> None:
             state, _ = env.reset()
     assert part.terminals.sum() >= 2  # the comparison went over ends of episodes
     assert part.timeouts.tolist() == [False] * 199 + [not part.terminals[199]]
+
+
+def test_a_policy_acts_with_one_blas_thread() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    class Watched(UniformPolicy):
+        def act(self, states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            seen.append(threads())
+            return super().act(states, rng)
+
+    seen: list[set[int]] = []
+    with threadpool_limits(2, user_api="blas"):
+        collect.record(make_lockstep(HOPPER, 1), Watched(3), np.random.SeedSequence(0), rows=2)
+        assert seen == [{1}, {1}] and threads() == {2}
 
 
 def test_rows_are_dealt_to_streams_and_cut_there() -> None:

@@ -27,6 +27,7 @@ import utils.interrupts  # noqa: F401  first, for what follows takes seconds to 
 # isort: split
 import h5py
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from utils import tasks
@@ -81,7 +82,8 @@ def record(
 
     `envs` may be in any state. How much is one of `rows` and `episodes`; everything random comes from `seed`; `begin`
     is called with (environment, its generator) when an episode has begun; `progress` is a bar that moves by one per
-    row. Returns the streams one after another. ValueError for neither or both of rows and episodes, or fewer than one.
+    row. NumPy's products run with one thread meanwhile. Returns the streams one after another. ValueError for neither
+    or both of rows and episodes, or fewer than one.
     """
     total = rows if episodes is None else episodes
     if (rows is None) == (episodes is None) or total is None or total < 1:
@@ -99,31 +101,33 @@ def record(
     if begin is not None:
         for row in range(count):
             begin(row, rngs[row])
-    while running.any():
-        actions = policy.act(states, noise).astype(np.float32)
-        next_states, rewards, terminated, truncated = envs.step(actions, running)
-        over = terminated | truncated
-        done += running if episodes is None else over
-        cut = running & ~over & (done >= quota)
-        log.append(
-            (
-                states.astype(np.float32),
-                actions,
-                rewards.astype(np.float32),
-                terminated,
-                (truncated & ~terminated) | cut,
-                cut,
-                running,
+    # In products as small as a policy's, BLAS's threads mostly wait: beside other work they cost five times the time.
+    with threadpool_limits(1, user_api="blas"):
+        while running.any():
+            actions = policy.act(states, noise).astype(np.float32)
+            next_states, rewards, terminated, truncated = envs.step(actions, running)
+            over = terminated | truncated
+            done += running if episodes is None else over
+            cut = running & ~over & (done >= quota)
+            log.append(
+                (
+                    states.astype(np.float32),
+                    actions,
+                    rewards.astype(np.float32),
+                    terminated,
+                    (truncated & ~terminated) | cut,
+                    cut,
+                    running,
+                )
             )
-        )
-        if progress is not None:
-            progress.update(int(running.sum()))
-        running = running & (done < quota)
-        for row in np.flatnonzero(over & running).tolist():
-            next_states[row] = envs.reset_one(row, rngs[row])
-            if begin is not None:
-                begin(row, rngs[row])
-        states = next_states
+            if progress is not None:
+                progress.update(int(running.sum()))
+            running = running & (done < quota)
+            for row in np.flatnonzero(over & running).tolist():
+                next_states[row] = envs.reset_one(row, rngs[row])
+                if begin is not None:
+                    begin(row, rngs[row])
+            states = next_states
     *columns, was_running = (np.stack(column) for column in zip(*log, strict=True))
     return Recording(*(column.swapaxes(0, 1)[was_running.T] for column in columns))
 
